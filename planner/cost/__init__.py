@@ -1,0 +1,1 @@
+"""Seconds of one operation, one collective, one layer."""

@@ -1,0 +1,1 @@
+"""Foreign formats, each file with its writer (and reader) side by side."""

@@ -1,0 +1,1 @@
+"""The torch program that runs a plan; imports torch only."""

@@ -1,0 +1,78 @@
+"""One way to split a training job over ``gpus`` ranks, and the two rank grids it implies."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Recompute(StrEnum):
+    """What the backward pass computes again instead of keeping it.
+
+    ``SELECTIVE`` repeats the attention core (softmax and its products), or, with a fused attention
+    that keeps no scores, nothing. ``FULL`` keeps only the input of each layer.
+    """
+
+    NONE = "none"
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """How many ranks share one copy of each tensor class, filled innermost rank first.
+
+    Group sizes divide ``dp * cp``; ``weights <= gradients <= optimizer``. ZeRO-1 is ``(1, 1, W)``,
+    ZeRO-2 ``(1, W, W)``, ZeRO-3 ``(W, W, W)``, HSDP ``(s, s, s)`` (papers.md 7.6; DESIGN, "Words").
+    """
+
+    weights: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+
+    @classmethod
+    def zero(cls, stage: int, group: int) -> "Shard":
+        """Return the sharding of ZeRO stage 0 to 3 over ``group`` ranks."""
+        return cls(*(group if stage >= least else 1 for least in (3, 2, 1)))
+
+    def zero_stage(self) -> int:
+        """Return the ZeRO stage this sharding is spelled as."""
+        return (self.optimizer > 1) + (self.gradients > 1) + (self.weights > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Degrees of parallelism. ``gpus = tp * cp * dp * pp = etp * ep * edp * pp``."""
+
+    tp: int = 1
+    cp: int = 1
+    pp: int = 1
+    vpp: int = 1
+    dp: int = 1
+    ep: int = 1
+    etp: int = 1
+    micro_batch: int = 1
+    sequence_parallel: bool = False
+    shard: Shard = Shard()
+    recompute: Recompute = Recompute.NONE
+
+    @property
+    def gpus(self) -> int:
+        """Ranks of the whole job."""
+        return self.tp * self.cp * self.dp * self.pp
+
+    @property
+    def edp(self) -> int:
+        """Copies of each expert: the data-parallel degree of the folded expert grid."""
+        return self.tp * self.cp * self.dp // (self.etp * self.ep)
+
+    def micro_batches(self, global_batch: int) -> int:
+        """Micro-batches of one rank in one step (callers check that the batch divides)."""
+        return global_batch // (self.dp * self.micro_batch)
+
+    def label(self) -> str:
+        """Return a short name such as ``tp8 pp4 dp2 mb1 zero1 selective``."""
+        degrees = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp")
+        parts = [f"{name}{getattr(self, name)}" for name in degrees if getattr(self, name) > 1]
+        parts += [f"mb{self.micro_batch}", f"zero{self.shard.zero_stage()}"]
+        if self.recompute is not Recompute.NONE:
+            parts.append(f"recompute-{self.recompute}")
+        return " ".join(parts)

@@ -1,0 +1,1 @@
+"""Layers and operations of a model, in numbers."""

@@ -1,0 +1,106 @@
+"""The plan: one JSON document that reports, formats and the launcher read.
+
+layout + stage table + rank map + estimate with interval + why the others lost. It repeats the
+inputs, so a plan can be checked and re-estimated without the files it came from.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from planner.spec.cluster import ClusterSpec
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+
+PLAN_VERSION = 1
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayoutRecord(BaseModel):
+    """A layout as written in a plan; the same fields as ``layout.Layout``."""
+
+    model_config = _FROZEN
+
+    tp: int = Field(1, ge=1)
+    cp: int = Field(1, ge=1)
+    pp: int = Field(1, ge=1)
+    vpp: int = Field(1, ge=1)
+    dp: int = Field(1, ge=1)
+    ep: int = Field(1, ge=1)
+    etp: int = Field(1, ge=1)
+    micro_batch: int = Field(1, ge=1)
+    sequence_parallel: bool = False
+    shard_weights: int = Field(1, ge=1, description="Ranks that share one copy of the weights.")
+    shard_gradients: int = Field(1, ge=1)
+    shard_optimizer: int = Field(1, ge=1)
+    recompute: str = "none"
+
+
+class StageRecord(BaseModel):
+    """The model layers of one pipeline stage (one chunk of a rank when ``vpp > 1``)."""
+
+    model_config = _FROZEN
+
+    stage: int = Field(ge=0, description="Position in the pipeline; rank is stage % pp.")
+    first_layer: int = Field(ge=0)
+    layers: int = Field(ge=0)
+    recompute_layers: int = Field(0, ge=0, description="Of these, recomputed in full, from first.")
+    embedding: bool = False
+    head: bool = False
+    memory_bytes: float = Field(0, ge=0, description="Peak of the rank that holds this stage.")
+
+
+class EstimateRecord(BaseModel):
+    """What the cost model says of the plan."""
+
+    model_config = _FROZEN
+
+    step_time_s: float
+    step_time_low_s: float
+    step_time_high_s: float
+    tokens_per_s_per_gpu: float
+    mfu: float = Field(description="Model FLOPs ÷ (time · GPUs · peak); recompute not counted.")
+    peak_flops: float = Field(description="The denominator of MFU, per GPU.")
+    memory_bytes: float = Field(description="Peak of the fullest rank.")
+    capacity_bytes: float
+    parts_s: dict[str, float] = Field(description="Seconds of the step by cause; they add up.")
+
+
+class CandidateRecord(BaseModel):
+    """A layout that was scored, or a family that lost, and why."""
+
+    model_config = _FROZEN
+
+    label: str
+    step_time_s: float | None = None
+    memory_bytes: float | None = None
+    reason: str
+
+
+class SearchRecord(BaseModel):
+    """How much of the space the search covered and what it proved."""
+
+    model_config = _FROZEN
+
+    layouts: int
+    fitting: int
+    simulated: int
+    gap: float = Field(description="Proved distance to the optimum of the model, as a fraction.")
+    seconds: float
+
+
+class Plan(BaseModel):
+    """One executable answer."""
+
+    model_config = _FROZEN
+
+    version: int = PLAN_VERSION
+    model: ModelSpec
+    cluster: ClusterSpec
+    job: JobSpec
+    layout: LayoutRecord
+    schedule: str = Field("1f1b", description="1f1b or interleaved_1f1b.")
+    stages: tuple[StageRecord, ...]
+    rank_map: tuple[int, ...] = Field(description="rank_map[slot] = rank of GPU slot (node-major).")
+    estimate: EstimateRecord
+    search: SearchRecord
+    alternatives: tuple[CandidateRecord, ...] = ()
+    lost: tuple[CandidateRecord, ...] = ()

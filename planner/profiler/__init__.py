@@ -1,0 +1,1 @@
+"""Measurements of links and kernels, under torchrun."""

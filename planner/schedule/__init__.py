@@ -1,0 +1,1 @@
+"""The order of passes on each pipeline rank, as data without times."""

@@ -1,0 +1,1 @@
+"""From every legal layout to the best plan."""

@@ -1,0 +1,1 @@
+"""The step as tasks on streams, and its critical path."""

@@ -1,0 +1,1 @@
+"""What the user states or the profiler measured: model, cluster, job, profile."""

@@ -1,0 +1,82 @@
+"""One kind of GPU: its datasheet, and the fitted curves of its kernels and collectives.
+
+The records are what ``profiles/gpus/NAME.yaml`` holds, each value with its source in the file.
+Formulas that use the curves live in ``cost/``.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from planner.units import parse_bytes, parse_flops, parse_rate, parse_seconds
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+BytesPerS = Annotated[float, BeforeValidator(parse_rate), Field(gt=0)]
+FlopsPerS = Annotated[float, BeforeValidator(parse_flops), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
+
+
+class GemmCurve(BaseModel):
+    """Seconds of a dense matrix product, see ``cost.compute.gemm_s``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    efficiency: float = Field(gt=0, le=1, description="Largest share of peak reached.")
+    k_half: float = Field(ge=0, description="Inner dimension at half of that share.")
+    wave_exponent: float = Field(ge=0, description="Loss from tiles that do not fill a wave.")
+    tile_m: PositiveInt = 128
+    tile_n: PositiveInt = 128
+    overhead_s: Seconds = Field(description="Fixed time of one kernel, quantisation included.")
+    hbm_fraction: float = Field(gt=0, le=1.1, description="Share of memory bandwidth reached.")
+
+
+class AttentionCurve(BaseModel):
+    """Seconds of fused causal attention, see ``cost.compute.attention_s``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    efficiency: float = Field(gt=0, le=1)
+    s_half: float = Field(ge=0, description="Sequence length at half of the efficiency.")
+    wave_exponent: float = Field(ge=0)
+    overhead_s: Seconds
+    backward_ratio: float = Field(gt=0, description="Backward seconds ÷ forward seconds per FLOP.")
+
+
+class CollectiveCurve(BaseModel):
+    """``t(x) = alpha_s + x / bytes_per_s + gamma * sqrt(x)`` for ``x`` bus bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ranks: PositiveInt
+    alpha_s: Seconds
+    bytes_per_s: BytesPerS
+    gamma_s_per_sqrt_byte: float = Field(0.0, ge=0)
+
+
+class GpuSpec(BaseModel):
+    """A GPU type, per GPU (a dual-die card that the driver shows as two is two)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    memory_bytes: Bytes = Field(description="As the driver reports it.")
+    hbm_bytes_per_s: BytesPerS
+    sm_count: PositiveInt
+    peak_flops: dict[str, FlopsPerS] = Field(description="Dense peak by dtype: bf16, fp16, fp8…")
+    sustained_fraction: PositiveFloat = Field(
+        1.0, le=1, description="Clock in long training steps ÷ clock in short benchmarks."
+    )
+    memory_bound_fraction: PositiveFloat = Field(
+        0.8, le=1, description="Share of memory bandwidth reached by element-wise kernels."
+    )
+    launch_s: Seconds = Field(2e-6, description="Gap between two queued kernels.")
+    gemm: dict[str, GemmCurve] = Field(default_factory=dict)
+    attention: dict[int, AttentionCurve] = Field(
+        default_factory=dict, description="By head dimension; the nearest one is used."
+    )
+    collectives: dict[str, tuple[CollectiveCurve, ...]] = Field(
+        default_factory=dict,
+        description="Inside one scale-up domain, by kind: all_reduce, all_gather, "
+        "reduce_scatter, all_to_all, send_recv.",
+    )
+    sources: dict[str, str] = Field(default_factory=dict, description="Where each value is from.")

@@ -1,0 +1,40 @@
+"""The training job: batch, sequence, precision, and what the software can do."""
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+
+class SoftwareSpec(BaseModel):
+    """What a framework does that costs or saves time and memory.
+
+    Every field is a named property of a framework, never a correction factor.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "torch"
+    flash_attention: bool = True
+    fused_kernels: bool = Field(True, description="Fused norm, rotary, SwiGLU, softmax, loss.")
+    dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")
+    gradient_bytes: PositiveInt = Field(4, description="Bytes of a main gradient: fp32 4, bf16 2.")
+    reduce_bytes: PositiveInt = Field(4, description="Bytes of a gradient on the wire.")
+    overlap_grad_reduce: bool = Field(True, description="Reduction runs behind the backward pass.")
+    overlap_param_gather: bool = True
+    overlap_tensor_parallel: bool = Field(False, description="TP collectives split with GEMMs.")
+    overlap_pipeline: bool = Field(False, description="Sends and receives run behind compute.")
+    overlap_expert: bool = Field(False, description="Dispatch hidden behind another micro-batch.")
+    regather_sequence: bool = Field(
+        True, description="SP keeps the shard and gathers again in backward (Megatron)."
+    )
+    cpu_op_s: float = Field(6e-6, ge=0, description="Host time to issue one operator eagerly.")
+    cuda_graphs: bool = False
+
+
+class JobSpec(BaseModel):
+    """One training job. Batch sizes are in sequences, lengths in tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    global_batch: PositiveInt
+    seq_len: PositiveInt
+    precision: str = Field("bf16", description="bf16, fp16, fp8, mxfp8 or nvfp4.")
+    software: SoftwareSpec = SoftwareSpec()

@@ -1,0 +1,69 @@
+"""Unit constants and the conversions a person sees: text to numbers, numbers to text.
+
+Inside the package every quantity is a plain number in a base unit and its name ends with that unit:
+``_bytes``, ``_s``, ``_flops``, ``_bytes_per_s``, ``_flops_per_s``, ``_fraction``.
+"""
+
+import re
+
+KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
+KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
+_SIZES = {"B": 1, "KB": KB, "MB": MB, "GB": GB, "TB": TB}
+_SIZES |= {"KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": TIB}
+_RATES = {f"{unit}/S": scale for unit, scale in _SIZES.items()}
+_RATES |= {"MBIT/S": MB / 8, "GBIT/S": GB / 8, "GB/S": GB}
+_FLOPS = {"TFLOP/S": 1e12, "GFLOP/S": 1e9, "PFLOP/S": 1e15}
+_TIMES = {"S": 1.0, "MS": 1e-3, "US": 1e-6, "NS": 1e-9}
+_NUMBER = re.compile(r"\s*(?P<value>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>[a-z/]+)\s*", re.I)
+
+
+def _parse(value: object, scales: dict[str, float], kind: str, example: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a {kind}; write {example}")
+    if isinstance(value, int | float):
+        return float(value)
+    match = _NUMBER.fullmatch(value)
+    if match is None or match["unit"].upper() not in scales:
+        raise ValueError(f"{value!r} is not a {kind}; write a number and a unit, like {example}")
+    return float(match["value"]) * scales[match["unit"].upper()]
+
+
+def parse_bytes(value: object) -> int:
+    """Return the bytes written as ``"80 GB"`` or ``"64GiB"``; a plain number is already bytes."""
+    return round(_parse(value, dict(_SIZES), "size", "'80 GB' or '64 GiB'"))
+
+
+def parse_rate(value: object) -> float:
+    """Return bytes per second written as ``"450 GB/s"`` or ``"400 Gbit/s"``."""
+    return _parse(value, _RATES, "data rate", "'450 GB/s' or '400 Gbit/s'")
+
+
+def parse_flops(value: object) -> float:
+    """Return floating-point operations per second written as ``"989 TFLOP/s"``."""
+    return _parse(value, _FLOPS, "compute rate", "'989 TFLOP/s'")
+
+
+def parse_seconds(value: object) -> float:
+    """Return seconds written as ``"5 us"`` or ``"1.5 ms"``."""
+    return _parse(value, _TIMES, "duration", "'5 us' or '1.5 ms'")
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Return a size in GiB, the unit in which GPU memory is compared."""
+    return f"{size_bytes / GIB:.1f} GiB"
+
+
+def format_s(seconds: float) -> str:
+    """Return a duration with three significant digits and a readable unit."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def format_count(number: float) -> str:
+    """Return a count such as a parameter number: ``70.6B``, ``1.3B``, ``124M``."""
+    for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:.3g}{unit}"
+    return f"{number:g}"

@@ -1,0 +1,1 @@
+"""Replay of measured runs and error tables."""
