@@ -1,0 +1,15 @@
+"""How many passes a rank keeps between forward and backward: closed forms of papers.md 1.2.
+
+``tests/schedule`` compares them with the generated orders.
+"""
+
+
+def peak_chunk_passes(stages: int, chunks: int, micro_batches: int, rank: int) -> int:
+    """Largest number of chunk passes alive on ``rank`` (0 first), each of one chunk's layers.
+
+    1F1B: ``min(m, p - i)``. Interleaved: warm-up ``2 (p - i - 1) + (v - 1) p`` and one more.
+    """
+    if chunks == 1:
+        return min(micro_batches, stages - rank)
+    warm_up = 2 * (stages - rank - 1) + (chunks - 1) * stages + 1
+    return min(chunks * micro_batches, warm_up)

@@ -1,0 +1,183 @@
+"""The order of forward and backward passes on each pipeline rank, as data: no times, no bytes.
+
+Virtual stage ``chunk * stages + rank`` holds the layers of ``chunk`` on ``rank``. Every order here
+is a warm-up of forward passes, then forward and backward in turn, then the backward passes that
+are left; schedules differ only in the length of the warm-up and in which chunk comes next.
+
+Sources: Narayanan et al. 2021 (PTD-P, arXiv 2104.04473), section 2.2; Megatron-LM
+``core/pipeline_parallel/schedules.py`` (``get_pp_rank_microbatches``, ``get_schedule_table``).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import LayoutError
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+SCHEDULES = ("1f1b", "interleaved_1f1b", "gpipe")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """Passes of every rank in the order in which the rank runs them.
+
+    ``backward``, ``micro_batch`` and ``chunk`` have the shape ``[stages, 2 * micro_batches *
+    chunks]``; ``warm_up`` holds the forward passes before the first backward pass of each rank.
+    """
+
+    kind: str
+    stages: int
+    chunks: int
+    micro_batches: int
+    group: int
+    backward: NDArray[np.bool_]
+    micro_batch: IntArray
+    chunk: IntArray
+    warm_up: IntArray
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one rank, one for each chunk and micro-batch."""
+        return self.micro_batches * self.chunks
+
+    def virtual_stage(self) -> IntArray:
+        """Return the virtual stage of each pass, shape as ``chunk``."""
+        return self.chunk * self.stages + np.arange(self.stages)[:, None]
+
+
+def one_f_one_b(stages: int, micro_batches: int) -> Order:
+    """Return 1F1B (PipeDream-flush): rank ``i`` warms up with ``stages - 1 - i`` passes."""
+    return order("1f1b", stages, micro_batches)
+
+
+def gpipe(stages: int, micro_batches: int) -> Order:
+    """Return all forward passes, then all backward passes, both in order of micro-batch."""
+    return order("gpipe", stages, micro_batches)
+
+
+def interleaved(stages: int, micro_batches: int, chunks: int, group: int | None = None) -> Order:
+    """Return Megatron's interleaved 1F1B: ``group`` micro-batches of one chunk, then the next.
+
+    ``group`` is ``stages`` unless given. Illegal groups raise ``LayoutError``, see
+    ``group_problem``.
+    """
+    return order("interleaved_1f1b", stages, micro_batches, chunks, group)
+
+
+@lru_cache(maxsize=256)
+def order(
+    kind: str, stages: int, micro_batches: int, chunks: int = 1, group: int | None = None
+) -> Order:
+    """Return the order of the schedule called ``kind``, one of ``SCHEDULES``; shared, read-only."""
+    if problem := _shape_problem(kind, stages, micro_batches, chunks):
+        raise LayoutError(problem)
+    if kind != "interleaved_1f1b":
+        last = np.arange(stages)[::-1]
+        warm_up = last if kind == "1f1b" else np.full(stages, micro_batches)
+        return _merge(kind, stages, micro_batches, 1, 1, warm_up)
+    group = min(stages, micro_batches) if group is None else group
+    if problem := group_problem(stages, micro_batches, group):
+        raise LayoutError(problem)
+    warm_up = 2 * np.arange(stages)[::-1] + (chunks - 1) * group
+    return _merge(kind, stages, micro_batches, chunks, group, warm_up)
+
+
+def group_problem(stages: int, micro_batches: int, group: int) -> str | None:
+    """Return why ``group`` micro-batches per chunk cannot run, or ``None``.
+
+    Megatron asks for ``stages <= group <= micro_batches`` and a last group that is full or holds
+    at least ``stages``. With fewer micro-batches than stages only one group of all of them works
+    (``torch.distributed.pipelining.ScheduleInterleaved1F1B`` runs that, Megatron refuses it).
+    """
+    least = min(stages, micro_batches)
+    if not least <= group <= micro_batches:
+        return (
+            f"micro-batch group {group} is not between {least} (stages) and "
+            f"{micro_batches} (micro-batches of a step); use {legal_group(stages, micro_batches)}"
+        )
+    rest = micro_batches % group
+    if 0 < rest < stages:
+        return (
+            f"{micro_batches} micro-batches in groups of {group} leave a last group of {rest}, "
+            f"fewer than the {stages} stages; use {legal_group(stages, micro_batches)}"
+        )
+    return None
+
+
+def legal_group(stages: int, micro_batches: int) -> int:
+    """Return the smallest legal group of micro-batches for the interleaved schedule."""
+    groups = range(min(stages, micro_batches), micro_batches)
+    full_or_large = (g for g in groups if not 0 < micro_batches % g < stages)
+    return next(full_or_large, micro_batches)
+
+
+def kept_peak(order: Order, pass_bytes: FloatArray) -> FloatArray:
+    """Return the most that each rank keeps at once for its backward passes, shape ``[stages]``.
+
+    ``pass_bytes`` has the shape ``[stages, chunks]``: what one forward pass of a chunk leaves in
+    memory until the backward pass of the same chunk and micro-batch has ended.
+    """
+    ranks = np.arange(order.stages)[:, None]
+    change = np.where(order.backward, -1.0, 1.0) * pass_bytes[ranks, order.chunk]
+    peak: FloatArray = np.cumsum(change, axis=1).max(axis=1)
+    return peak
+
+
+def in_flight(order: Order) -> IntArray:
+    """Return the most chunk passes that each rank keeps at once, shape ``[stages]``.
+
+    1F1B keeps ``min(m, p - i)`` on rank ``i``; interleaved 1F1B ``2 (p - i - 1) + (v - 1) g + 1``
+    of a ``v``-th of the layers, ``g`` being the group; GPipe ``m``.
+    """
+    return kept_peak(order, np.ones((order.stages, order.chunks))).round().astype(np.int64)
+
+
+def _shape_problem(kind: str, stages: int, micro_batches: int, chunks: int) -> str | None:
+    if kind not in SCHEDULES:
+        return f"{kind!r} is not a schedule; use one of {', '.join(SCHEDULES)}"
+    if min(stages, micro_batches, chunks) < 1:
+        return f"stages={stages}, micro_batches={micro_batches} and chunks={chunks} must be 1 or more"
+    if chunks > 1 and kind != "interleaved_1f1b":
+        return f"{kind} has one chunk per rank, not {chunks}; use interleaved_1f1b"
+    if chunks > 1 and stages == 1:
+        return f"one stage cannot be interleaved into {chunks} chunks; use chunks=1"
+    return None
+
+
+def _merge(
+    kind: str, stages: int, micro_batches: int, chunks: int, group: int, warm_up: IntArray
+) -> Order:
+    """Place forward and backward passes: warm-up, one of each in turn, the rest."""
+    passes = micro_batches * chunks
+    warm_up = np.minimum(warm_up, passes)
+    micro_batch, chunk = _table(micro_batches, chunks, group)
+    number = np.arange(passes)
+    warm = warm_up[:, None]
+    # forward k stands at k in the warm-up, later every second place; backward k mirrors that
+    forward_at = np.where(number < warm, number, 2 * number - warm)
+    backward_at = np.where(number < passes - warm, 2 * number + warm + 1, passes + number)
+    backward = np.zeros((stages, 2 * passes), dtype=bool)
+    batches, chunk_of = np.empty((2, stages, 2 * passes), dtype=np.int64)
+    np.put_along_axis(backward, backward_at, True, axis=1)
+    for at, chunks_at in ((forward_at, chunk), (backward_at, chunks - 1 - chunk)):
+        np.put_along_axis(batches, at, np.broadcast_to(micro_batch, at.shape), axis=1)
+        np.put_along_axis(chunk_of, at, np.broadcast_to(chunks_at, at.shape), axis=1)
+    for array in (backward, batches, chunk_of, warm_up):
+        array.flags.writeable = False
+    return Order(
+        kind, stages, chunks, micro_batches, group, backward, batches, chunk_of, warm_up
+    )
+
+
+def _table(micro_batches: int, chunks: int, group: int) -> tuple[IntArray, IntArray]:
+    """Return micro-batch and chunk of each forward pass of a rank, two arrays ``[passes]``.
+
+    Sorted by group, then chunk, then micro-batch, as Megatron's ``get_schedule_table``.
+    """
+    micro_batch, chunk = np.meshgrid(np.arange(micro_batches), np.arange(chunks))
+    by_group = np.lexsort((micro_batch.ravel(), chunk.ravel(), micro_batch.ravel() // group))
+    return micro_batch.ravel()[by_group], chunk.ravel()[by_group]
