@@ -4,33 +4,60 @@ Inside the package every quantity is a plain number in a base unit and its name 
 ``_bytes``, ``_s``, ``_flops``, ``_bytes_per_s``, ``_flops_per_s``, ``_fraction``.
 """
 
+import math
 import re
 
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
-_SIZES = {"B": 1, "KB": KB, "MB": MB, "GB": GB, "TB": TB}
-_SIZES |= {"KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": TIB}
-_RATES = {f"{unit}/S": scale for unit, scale in _SIZES.items()}
-_RATES |= {"MBIT/S": MB / 8, "GBIT/S": GB / 8, "GB/S": GB}
-_FLOPS = {"TFLOP/S": 1e12, "GFLOP/S": 1e9, "PFLOP/S": 1e15}
-_TIMES = {"S": 1.0, "MS": 1e-3, "US": 1e-6, "NS": 1e-9}
-_NUMBER = re.compile(r"\s*(?P<value>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>[a-z/]+)\s*", re.I)
+
+# Case tells a bit from a byte (Gb, GB), so units are matched as written, with the usual variants.
+_SIZES: dict[str, float] = {"B": 1, "kB": KB, "KB": KB, "MB": MB, "GB": GB, "TB": TB}
+_SIZES |= {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
+_RATES = {f"{unit}/s": scale for unit, scale in _SIZES.items()}
+_RATES |= {
+    f"{prefix}{bit}": scale / 8
+    for prefix, scale in (("M", MB), ("G", GB), ("T", TB))
+    for bit in ("bit/s", "b/s", "bps")
+}
+_FLOPS = {
+    f"{prefix}{name}": scale
+    for prefix, scale in (("G", 1e9), ("T", 1e12), ("P", 1e15))
+    for name in ("FLOP/s", "FLOPS", "FLOPs")
+}
+_TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_NUMBER = re.compile(
+    r"\s*(?P<value>-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>[a-zµ/]*)\s*", re.I
+)
 
 
 def _parse(value: object, scales: dict[str, float], kind: str, example: str) -> float:
+    """Return ``value`` in the base unit; text without a unit is refused, a number is not."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not a {kind}; write {example}")
     if isinstance(value, int | float):
-        return float(value)
-    match = _NUMBER.fullmatch(value)
-    if match is None or match["unit"].upper() not in scales:
-        raise ValueError(f"{value!r} is not a {kind}; write a number and a unit, like {example}")
-    return float(match["value"]) * scales[match["unit"].upper()]
+        number = float(value)
+    else:
+        match = _NUMBER.fullmatch(value)
+        if match is None or match["unit"] not in scales:
+            hint = _other_case(match["unit"], scales) if match else ""
+            raise ValueError(
+                f"{value!r} is not a {kind}; write a number and a unit, like {example}{hint}"
+            )
+        number = float(match["value"]) * scales[match["unit"]]
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a finite {kind}; write {example}")
+    return number
+
+
+def _other_case(unit: str, scales: dict[str, float]) -> str:
+    """Return a hint when only the case of a unit is wrong."""
+    near = sorted({known for known in scales if known.lower() == unit.lower()})
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 def parse_bytes(value: object) -> int:
     """Return the bytes written as ``"80 GB"`` or ``"64GiB"``; a plain number is already bytes."""
-    return round(_parse(value, dict(_SIZES), "size", "'80 GB' or '64 GiB'"))
+    return round(_parse(value, _SIZES, "size", "'80 GB' or '64 GiB'"))
 
 
 def parse_rate(value: object) -> float:
@@ -56,7 +83,7 @@ def format_bytes(size_bytes: float) -> str:
 def format_s(seconds: float) -> str:
     """Return a duration with three significant digits and a readable unit."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= scale:
+        if abs(seconds) >= scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds * 1e9:.3g} ns"
 

@@ -1,8 +1,31 @@
 """The cluster a job may use: identical nodes of identical GPUs, and the links between them."""
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pathlib import Path
+from typing import Annotated, Literal
 
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    model_validator,
+)
+
+from planner.errors import SpecError
+from planner.spec.files import load, shipped, shipped_or_file
 from planner.spec.gpu import Bytes, BytesPerS, GpuSpec, Seconds
+from planner.spec.gpu import load_gpu as load_gpu  # a cluster and its GPU are read together
+
+
+def _by_name(value: object) -> object:
+    """Replace the name of a shipped GPU by its record."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return load_gpu(value)
+    except SpecError as error:
+        raise ValueError(str(error)) from None
 
 
 class ScaleUpSpec(BaseModel):
@@ -10,9 +33,9 @@ class ScaleUpSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: str = Field(description="nvlink, xgmi or pcie.")
+    kind: Literal["nvlink", "xgmi", "pcie"]
     bytes_per_s: BytesPerS = Field(description="Per GPU and direction.")
-    latency_s: Seconds = 3e-6
+    latency_s: Seconds = Field(1e-6, description="One step of a ring inside the domain.")
 
 
 class ScaleOutSpec(BaseModel):
@@ -20,10 +43,10 @@ class ScaleOutSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fabric: str = Field(description="ib, roce, efa, tcpxo, slingshot or ethernet.")
+    fabric: Literal["ib", "roce", "efa", "tcpx", "tcpxo", "slingshot", "ethernet"]
     nics_per_node: PositiveInt
     nic_bytes_per_s: BytesPerS = Field(description="Line rate of one NIC, per direction.")
-    latency_s: Seconds = 5e-6
+    latency_s: Seconds = Field(5e-6, description="One step between nodes, as NCCL counts it.")
     efficiency: float = Field(0.92, gt=0, le=1, description="Share of line rate that rings reach.")
     all_to_all_efficiency: float = Field(0.7, gt=0, le=1)
     p2p_efficiency: float = Field(0.6, gt=0, le=1, description="One pair of GPUs over one NIC.")
@@ -44,7 +67,9 @@ class ClusterSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    gpu: GpuSpec
+    gpu: Annotated[GpuSpec, BeforeValidator(_by_name)] = Field(
+        description="A shipped name such as H100-SXM-80GB, or a full description."
+    )
     nodes: PositiveInt = 1
     gpus_per_node: PositiveInt
     domain_gpus: PositiveInt = Field(description="GPUs that share one scale-up fabric.")
@@ -59,7 +84,28 @@ class ClusterSpec(BaseModel):
             raise ValueError(f"nodes={self.nodes} need scale_out; describe the network or set 1")
         return self
 
+    @model_validator(mode="after")
+    def _domains_tile_the_nodes(self) -> "ClusterSpec":
+        node, domain = self.gpus_per_node, self.domain_gpus
+        if node % domain and domain % node:
+            raise ValueError(
+                f"domain_gpus={domain} neither divides nor is a multiple of "
+                f"gpus_per_node={node}; count the GPUs that share one fabric"
+            )
+        return self
+
     @property
     def gpus(self) -> int:
         """GPUs of the whole cluster."""
         return self.nodes * self.gpus_per_node
+
+
+def cluster_names() -> tuple[str, ...]:
+    """Names of the clusters that ship, in alphabetical order."""
+    return tuple(shipped("cluster_specs", "*.yaml"))
+
+
+def load_cluster(name_or_path: str | Path) -> ClusterSpec:
+    """Return a shipped cluster by name, or read a YAML or JSON file that describes one."""
+    known = shipped("cluster_specs", "*.yaml")
+    return load(ClusterSpec, shipped_or_file("cluster", name_or_path, known))

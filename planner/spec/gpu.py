@@ -4,10 +4,14 @@ The records are what ``profiles/gpus/NAME.yaml`` holds, each value with its sour
 Formulas that use the curves live in ``cost/``.
 """
 
+from difflib import get_close_matches
+from functools import cache
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from planner.errors import SpecError
+from planner.spec.files import data_path, load, read_document, shipped
 from planner.units import parse_bytes, parse_flops, parse_rate, parse_seconds
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
@@ -69,6 +73,9 @@ class GpuSpec(BaseModel):
     memory_bound_fraction: PositiveFloat = Field(
         0.8, le=1, description="Share of memory bandwidth reached by element-wise kernels."
     )
+    grouped_fraction: PositiveFloat = Field(
+        0.7, le=1, description="Grouped (expert) product ÷ dense product of the same shape."
+    )
     launch_s: Seconds = Field(2e-6, description="Gap between two queued kernels.")
     gemm: dict[str, GemmCurve] = Field(default_factory=dict)
     attention: dict[int, AttentionCurve] = Field(
@@ -80,3 +87,31 @@ class GpuSpec(BaseModel):
         "reduce_scatter, all_to_all, send_recv.",
     )
     sources: dict[str, str] = Field(default_factory=dict, description="Where each value is from.")
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Names of the GPUs that ship, in alphabetical order."""
+    return tuple(shipped("profiles", "gpus/*.yaml"))
+
+
+@cache
+def load_gpu(name: str) -> GpuSpec:
+    """Return a shipped GPU by its name or by one of its other names, like ``"H100"``.
+
+    Case, spaces and dashes do not count: ``"MI250X GCD 64GB"`` is ``MI250X-GCD-64GB``.
+    """
+    own = {_bare(known): known for known in gpu_names()}
+    aliases = read_document(data_path("profiles") / "gpu_aliases.yaml").data
+    known = own | {_bare(alias): target for alias, target in aliases.items()}
+    found = known.get(_bare(name))
+    if found is None:
+        near = get_close_matches(_bare(name), known, n=1)
+        hint = f"did you mean {known[near[0]]!r}? " if near else ""
+        remedy = f"{hint}Describe it in full, or use one of: {', '.join(own.values())}"
+        raise SpecError(f"GPU {name!r} is not shipped; {remedy}")
+    return load(GpuSpec, data_path("profiles") / "gpus" / f"{found}.yaml")
+
+
+def _bare(name: str) -> str:
+    """Return a name without what people write differently: case, spaces, dashes."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -13,12 +13,20 @@ class SoftwareSpec(BaseModel):
 
     name: str = "torch"
     flash_attention: bool = True
-    fused_kernels: bool = Field(True, description="Fused norm, rotary, SwiGLU, softmax, loss.")
+    fused_kernels: bool = Field(True, description="Fused norm, rotary, SwiGLU and softmax.")
+    fused_loss: bool = Field(False, description="Cross-entropy without an fp32 copy of logits.")
     dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")
     gradient_bytes: PositiveInt = Field(4, description="Bytes of a main gradient: fp32 4, bf16 2.")
+    optimizer_bytes: PositiveInt = Field(12, description="fp32 master, momentum, variance.")
     reduce_bytes: PositiveInt = Field(4, description="Bytes of a gradient on the wire.")
+    reduce_scatter_gradients: bool = Field(
+        True, description="ZeRO-1 reduces each gradient only where it is used."
+    )
     overlap_grad_reduce: bool = Field(True, description="Reduction runs behind the backward pass.")
     overlap_param_gather: bool = True
+    overlap_tp_wgrad: bool = Field(
+        True, description="Backward TP collectives run behind the weight-gradient product."
+    )
     overlap_tensor_parallel: bool = Field(False, description="TP collectives split with GEMMs.")
     overlap_pipeline: bool = Field(False, description="Sends and receives run behind compute.")
     overlap_expert: bool = Field(False, description="Dispatch hidden behind another micro-batch.")

@@ -61,7 +61,9 @@ class ModelSpec(BaseModel):
     sliding_window: NonNegativeInt = Field(0, description="Attention span; 0: full causal.")
     moe: MoESpec | None = None
     mla: MLASpec | None = None
-    mtp_layers: NonNegativeInt = Field(0, description="Multi-token-prediction layers (DeepSeek-V3).")
+    mtp_layers: NonNegativeInt = Field(
+        0, description="Multi-token-prediction layers (DeepSeek-V3)."
+    )
 
     @model_validator(mode="after")
     def _kv_heads_divide_heads(self) -> "ModelSpec":
