@@ -94,6 +94,10 @@ class ClusterSpec(BaseModel):
             )
         return self
 
+    def __hash__(self) -> int:
+        """Hash by names: the fields hold dictionaries, equality still compares them all."""
+        return hash((self.name, self.gpu.name, self.nodes))
+
     @property
     def gpus(self) -> int:
         """GPUs of the whole cluster."""

@@ -88,6 +88,10 @@ class GpuSpec(BaseModel):
     )
     sources: dict[str, str] = Field(default_factory=dict, description="Where each value is from.")
 
+    def __hash__(self) -> int:
+        """Hash by name: the fields hold dictionaries, equality still compares them all."""
+        return hash(self.name)
+
 
 def gpu_names() -> tuple[str, ...]:
     """Names of the GPUs that ship, in alphabetical order."""

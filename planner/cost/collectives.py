@@ -1,0 +1,144 @@
+"""Seconds of one collective of a group placed on the cluster.
+
+Message sizes follow nccl-tests: the full (gathered) buffer. ``busbw`` is what a link carries:
+``x = f * S`` bus bytes with ``f = 2(n-1)/n`` for all-reduce and ``(n-1)/n`` otherwise.
+"""
+
+from dataclasses import dataclass
+from math import ceil, log2, sqrt
+
+from planner.spec.cluster import ClusterSpec, ScaleOutSpec
+from planner.spec.gpu import CollectiveCurve
+
+# NCCL's own constants for a hop inside a node and for a kernel start, in seconds
+# (nccl src/graph/tuning.cc: 0.6 us NVLink hop in LL, 6.6 us base; sizes of hardware tables 2.2).
+HOP_S = 0.6e-6
+START_S = 6.8e-6
+# Extra time of each ring step on large messages: 2.3-8 us fitted on 4 multi-node runs.
+RING_STEP_S = 3e-6
+TREE_SHARE = 0.5  # of the ring's bandwidth near 1 MiB (NCCL tuning table: 0.4-0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Ranks of one collective on node-major GPU slots.
+
+    ``inside`` ranks share a scale-up domain, ``domains`` such sets form the group, and each rank
+    owns ``net_bytes_per_s`` of its node's network (all groups of that kind work at once).
+    """
+
+    ranks: int
+    inside: int
+    domains: int
+
+    @classmethod
+    def place(cls, ranks: int, stride: int, cluster: ClusterSpec) -> "Group":
+        """Place ``ranks`` that lie ``stride`` slots apart."""
+        domain = cluster.domain_gpus
+        inside = max(1, min(ranks, domain // stride)) if stride < domain else 1
+        return cls(ranks, inside, ceil(ranks / inside))
+
+
+def bus_factor(kind: str, ranks: int) -> float:
+    """Bytes on the busiest link ÷ message bytes."""
+    if kind in ("send_recv", "broadcast"):
+        return 1.0
+    return (2.0 if kind == "all_reduce" else 1.0) * (ranks - 1) / ranks
+
+
+def _inside_curve(kind: str, ranks: int, cluster: ClusterSpec) -> CollectiveCurve:
+    """Return the measured curve of the nearest group size, or one from the link's line rate."""
+    curves = cluster.gpu.collectives.get(kind)
+    if curves:
+        return min(curves, key=lambda curve: abs(log2(curve.ranks) - log2(ranks)))
+    link = cluster.scale_up
+    return CollectiveCurve(
+        ranks=ranks,
+        alpha_s=START_S + link.latency_s * (ranks - 1),
+        bytes_per_s=0.75 * link.bytes_per_s,
+    )
+
+
+def inside_s(kind: str, bus_bytes: float, ranks: int, cluster: ClusterSpec) -> float:
+    """Seconds inside one domain: ``alpha + x / beta + gamma sqrt(x)``."""
+    curve = _inside_curve(kind, ranks, cluster)
+    alpha = curve.alpha_s
+    if ranks > curve.ranks:  # a larger domain than was measured: more hops of the same length
+        alpha *= ranks / curve.ranks
+    return alpha + bus_bytes / curve.bytes_per_s + curve.gamma_s_per_sqrt_byte * sqrt(bus_bytes)
+
+
+def _net_per_gpu(cluster: ClusterSpec, net: ScaleOutSpec) -> float:
+    """Line rate that one GPU owns when all GPUs of its node send."""
+    return net.nics_per_node * net.nic_bytes_per_s / cluster.gpus_per_node
+
+
+def _across_latency(kind: str, group: Group, net: ScaleOutSpec) -> float:
+    """Small-message seconds: tree for all-reduce, a ring of ``n - 1`` steps otherwise."""
+    if kind == "all_reduce":
+        hops = (group.inside - 1) * HOP_S + ceil(log2(group.domains)) * net.latency_s
+        return START_S + 2 * hops
+    if kind == "all_to_all":
+        return START_S + group.inside * HOP_S + net.latency_s + (group.ranks - 1) * 0.5e-6
+    steps = (group.ranks - group.domains) * HOP_S + (group.domains - 1) * net.latency_s
+    return START_S + steps
+
+
+def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec) -> float:
+    net = cluster.scale_out
+    assert net is not None
+    n, g = group.ranks, group.inside
+    leaving = message_bytes * (n - g) / n
+    inside = message_bytes * (g - 1) / n
+    outside_s = leaving / (net.all_to_all_efficiency * _net_per_gpu(cluster, net))
+    inside_seconds = inside_s("all_to_all", inside, g, cluster) if g > 1 else 0.0
+    return _across_latency("all_to_all", group, net) + max(inside_seconds, outside_s)
+
+
+def _across_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpec) -> float:
+    """Seconds of a ring (or two-node tree) over the network: hardware tables, 2.3.
+
+    Every rail of the group is driven, so its bus bandwidth is ``eta * g * w``; two-node
+    all-reduce runs a tree, which crosses the network once for each byte.
+    """
+    net = cluster.scale_out
+    if net is None:
+        raise ValueError("a group that spans domains needs scale_out")
+    if kind == "all_to_all":
+        return _all_to_all_s(message_bytes, group, cluster)
+    n, g = group.ranks, group.inside
+    bus_bytes = bus_factor(kind, n) * message_bytes
+    rate = net.efficiency * g * _net_per_gpu(cluster, net)
+    if kind == "all_reduce" and group.domains == 2 and g > 1:
+        rate *= bus_factor(kind, n)
+    bound = bus_bytes / rate
+    if g > 1:
+        curve = _inside_curve(kind, g, cluster)
+        bound = max(bound, bus_bytes / curve.bytes_per_s)
+    steps = (2 if kind == "all_reduce" else 1) * (n - 1)
+    ring = bound + steps * RING_STEP_S
+    if kind == "all_reduce":  # short messages take a tree: few hops, less of the bandwidth
+        return min(ring, bound / TREE_SHARE) + _across_latency(kind, group, net)
+    return ring + _across_latency(kind, group, net)
+
+
+def collective_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpec) -> float:
+    """Seconds of one collective; a group of one rank has nobody to talk to."""
+    if group.ranks == 1:
+        return 0.0
+    if group.domains == 1:
+        bus_bytes = bus_factor(kind, group.ranks) * message_bytes
+        return inside_s(kind, bus_bytes, group.ranks, cluster)
+    return _across_s(kind, message_bytes, group, cluster)
+
+
+def send_recv_s(message_bytes: float, stride: int, cluster: ClusterSpec) -> float:
+    """Seconds to hand ``message_bytes`` to the GPU ``stride`` slots away.
+
+    Inside a domain over its fabric; otherwise over the NIC of the sending GPU.
+    """
+    net = cluster.scale_out
+    if stride < cluster.domain_gpus or net is None:
+        return inside_s("send_recv", message_bytes, 2, cluster)
+    rate = net.p2p_efficiency * _net_per_gpu(cluster, net)
+    return START_S + net.latency_s + message_bytes / rate

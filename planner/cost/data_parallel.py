@@ -1,0 +1,74 @@
+"""Seconds of gradient reduction, weight gathering and the optimizer on one rank."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from planner.cost.collectives import Group, collective_s
+from planner.layout.layout import Layout
+from planner.spec.cluster import ClusterSpec
+from planner.spec.job import SoftwareSpec
+
+# Parameters of one bucket: Megatron-Core's DistributedDataParallelConfig default,
+# max(40M, 1M per data-parallel rank), so that a ring step stays worth its latency.
+BUCKET_PARAMETERS = 40_000_000
+BUCKET_PARAMETERS_PER_RANK = 1_000_000
+# Adam reads and writes fp32 weight, momentum and variance (24), reads the gradient (4) and writes
+# the 2-byte weight; clipping reads the gradient once more, zeroing writes it.
+ADAM_BYTES = 24 + 4 + 2
+CLIP_BYTES_PER_GRADIENT_BYTE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterShares:
+    """Parameters on one rank, and the groups that hold copies of them."""
+
+    dense: float
+    expert: float
+    dense_group: Group
+    expert_group: Group
+
+
+def shares(dense: float, expert: float, layout: Layout, cluster: ClusterSpec) -> ParameterShares:
+    """Place the data-parallel groups: dp·cp ranks for dense layers, edp for experts."""
+    return ParameterShares(
+        dense,
+        expert,
+        Group.place(layout.dp * layout.cp, layout.tp, cluster),
+        Group.place(layout.edp, layout.ep * layout.etp, cluster),
+    )
+
+
+def _bucketed_s(
+    kind: str, parameters: float, bytes_each: float, group: Group, cluster: ClusterSpec
+) -> tuple[float, float]:
+    """Return (seconds of all buckets, seconds of one)."""
+    if parameters <= 0 or group.ranks == 1:
+        return 0.0, 0.0
+    bucket = max(BUCKET_PARAMETERS, BUCKET_PARAMETERS_PER_RANK * group.ranks)
+    buckets = ceil(parameters / bucket)
+    one = collective_s(kind, bytes_each * parameters / buckets, group, cluster)
+    return buckets * one, one
+
+
+def sync_s(
+    kind: str, parts: ParameterShares, bytes_each: float, cluster: ClusterSpec
+) -> tuple[float, float]:
+    """Return (seconds, seconds of the last bucket) of one collective over all parameters."""
+    dense, dense_last = _bucketed_s(kind, parts.dense, bytes_each, parts.dense_group, cluster)
+    expert, expert_last = _bucketed_s(kind, parts.expert, bytes_each, parts.expert_group, cluster)
+    return dense + expert, max(dense_last, expert_last)
+
+
+def optimizer_s(
+    parts: ParameterShares, layout: Layout, software: SoftwareSpec, cluster: ClusterSpec
+) -> float:
+    """Seconds of clipping and Adam on this rank's share of the optimizer state."""
+    shard = layout.shard
+    gradients = parts.dense / shard.gradients
+    gradients += parts.expert / min(shard.gradients, max(1, layout.edp))
+    states = parts.dense / shard.optimizer
+    states += parts.expert / min(shard.optimizer, max(1, layout.edp))
+    moved = ADAM_BYTES * states
+    moved += CLIP_BYTES_PER_GRADIENT_BYTE * software.gradient_bytes * gradients
+    gpu = cluster.gpu
+    return moved / (gpu.memory_bound_fraction * gpu.hbm_bytes_per_s)

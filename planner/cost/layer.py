@@ -1,0 +1,189 @@
+"""Seconds of one layer, of the embedding and of the head, for one micro-batch on one rank.
+
+Each distinct case is priced once (``price_layer`` is cached per ``Prices``) and combined by the
+callers. Collectives are placed on the cluster; what runs behind a product is only paid where it is
+longer than the product.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from planner.cost.collectives import Group, collective_s
+from planner.cost.compute import attention_s, elementwise_s, gemm_s
+from planner.layout.layout import Layout, Recompute
+from planner.model.operations import (
+    Attention,
+    Collective,
+    Elementwise,
+    Gemm,
+    Operation,
+    Shape,
+    attention_operations,
+    backward,
+    embedding_operations,
+    head_operations,
+    mlp_operations,
+    moe_operations,
+)
+from planner.spec.cluster import ClusterSpec
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+
+# Compute runs slower while NCCL holds some SMs: mean 0.19 over GPT and LLaMA on A100, H100, MI210
+# and MI250 (arXiv 2507.03114), of the overlapped time.
+INTERFERENCE = 0.19
+KERNELS_PER_COLLECTIVE = 3  # launch, event, wait: host operators of one asynchronous collective
+
+
+class Seconds(NamedTuple):
+    """Seconds of one pass by cause; exposed communication only."""
+
+    compute: float = 0.0
+    tp: float = 0.0
+    cp: float = 0.0
+    ep: float = 0.0
+    host: float = 0.0
+    dp: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds of the pass."""
+        return self.compute + self.tp + self.cp + self.ep + self.host + self.dp
+
+    def plus(self, other: "Seconds", times: float = 1.0) -> "Seconds":
+        """Return the sum with ``times`` of another pass."""
+        return Seconds(*(a + times * b for a, b in zip(self, other, strict=True)))
+
+
+class PassCost(NamedTuple):
+    """Forward and backward of one block for one micro-batch; ``backward`` includes recompute."""
+
+    forward: Seconds
+    backward: Seconds
+    recompute_s: float = 0.0  # of the backward pass, seconds spent computing again
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices of one model on one cluster for one job; every distinct case is priced once."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    job: JobSpec
+    _cache: dict[tuple[object, ...], PassCost] = field(default_factory=dict, repr=False)
+
+    def layer(self, layout: Layout, moe_layer: bool) -> PassCost:
+        """Return the cost of one transformer layer."""
+        return self._cached("moe" if moe_layer else "dense", layout, layout.recompute)
+
+    def embedding(self, layout: Layout) -> PassCost:
+        """Return the cost of the token embedding."""
+        return self._cached("embedding", layout, Recompute.NONE)
+
+    def head(self, layout: Layout) -> PassCost:
+        """Return the cost of the final norm, output matrix and loss."""
+        return self._cached("head", layout, Recompute.NONE)
+
+    def _cached(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
+        degrees = (layout.tp, layout.cp, layout.ep, layout.etp)
+        key = (block, *degrees, layout.micro_batch, layout.sequence_parallel, recompute)
+        if key not in self._cache:
+            self._cache[key] = self._price(block, layout, recompute)
+        return self._cache[key]
+
+    def _price(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
+        model, software = self.model, self.job.software
+        shape = Shape(
+            layout.micro_batch,
+            self.job.seq_len,
+            layout.tp,
+            layout.cp,
+            layout.ep,
+            layout.etp,
+            layout.sequence_parallel,
+        )
+        core: list[Operation] = []
+        if block == "embedding":
+            operations = embedding_operations(model, shape)
+        elif block == "head":
+            operations = head_operations(model, shape, software)
+        else:
+            operations, core = attention_operations(model, shape, software)
+            make = moe_operations if block == "moe" else mlp_operations
+            operations = operations + make(model, shape, software)
+        groups = _groups(layout, self.cluster)
+        forward = self._pass(operations, groups)
+        reverse = self._pass([b for op in operations for b in backward(op, software)], groups)
+        again = Seconds()
+        if recompute is Recompute.FULL:
+            again = forward
+        elif recompute is Recompute.SELECTIVE and not software.flash_attention:
+            again = self._pass(core, groups)
+        return PassCost(forward, reverse.plus(again), again.total)
+
+    def _pass(self, operations: Iterable[Operation], groups: dict[str, Group]) -> Seconds:
+        """Add up one pass; hidden collectives are charged where they outlast what hides them."""
+        gpu, dtype = self.cluster.gpu, self.job.precision
+        compute, kernels = 0.0, 0
+        cover: dict[str, float] = {}
+        hidden: list[tuple[Collective, float]] = []
+        exposed = {"tp": 0.0, "cp": 0.0, "ep": 0.0, "etp": 0.0}
+        for operation in operations:
+            if isinstance(operation, Collective):
+                group = groups[operation.axis]
+                seconds = collective_s(
+                    operation.kind, operation.message_bytes, group, self.cluster
+                )
+                kernels += KERNELS_PER_COLLECTIVE
+                if operation.hidden_behind:
+                    hidden.append((operation, seconds))
+                else:
+                    exposed[operation.axis] += seconds
+                continue
+            if isinstance(operation, Gemm):
+                seconds = gemm_s(operation, gpu, dtype)
+                kernels += 1
+            elif isinstance(operation, Attention):
+                seconds = attention_s(operation, gpu)
+                kernels += operation.kernels
+            else:
+                assert isinstance(operation, Elementwise)
+                seconds = elementwise_s(operation, gpu)
+                kernels += operation.kernels
+            compute += seconds
+            cover[_kind(operation.name)] = cover.get(_kind(operation.name), 0.0) + seconds
+        for operation, seconds in hidden:
+            available = cover.get(operation.hidden_behind, 0.0)
+            covered = min(seconds, available)
+            cover[operation.hidden_behind] = available - covered
+            exposed[operation.axis] += seconds - covered + INTERFERENCE * covered
+        gpu_s = compute + sum(exposed.values())
+        host = self._host_s(kernels)
+        return Seconds(
+            compute,
+            exposed["tp"],
+            exposed["cp"],
+            exposed["ep"] + exposed["etp"],
+            max(0.0, host - gpu_s),
+        )
+
+    def _host_s(self, kernels: int) -> float:
+        """Seconds the host needs to issue the kernels of a pass one by one."""
+        software = self.job.software
+        return 0.0 if software.cuda_graphs else kernels * software.cpu_op_s
+
+
+def _kind(name: str) -> str:
+    """Return what a hidden collective can name: ``dgrad``, ``wgrad`` or ``attention``."""
+    return "attention" if name.startswith("attention") else name.rpartition(" ")[2]
+
+
+def _groups(layout: Layout, cluster: ClusterSpec) -> dict[str, Group]:
+    """Place the groups that work inside a layer."""
+    return {
+        "tp": Group.place(layout.tp, 1, cluster),
+        "cp": Group.place(layout.cp, layout.tp, cluster),
+        "ep": Group.place(layout.ep, layout.etp, cluster),
+        "etp": Group.place(layout.etp, 1, cluster),
+    }

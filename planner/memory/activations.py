@@ -1,0 +1,112 @@
+"""Bytes that one layer keeps for its backward pass, for one micro-batch on one rank.
+
+Sum of the saved tensors of Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), written out so
+that gated MLPs, grouped queries, fused attention and experts follow from the same lines. For the
+paper's model it gives ``sbh (10 + 24/t + 5as/(ht))``, with sequence parallelism
+``sbh (34/t + 5as/(ht))``, selective ``34 sbh/t``, full recompute ``2 sbh``.
+"""
+
+from functools import lru_cache
+
+from planner.layout.layout import Recompute
+from planner.model.operations import Shape
+from planner.spec.job import SoftwareSpec
+from planner.spec.model import ModelSpec
+
+
+def _attention_core_bytes(
+    model: ModelSpec, shape: Shape, software: SoftwareSpec, recompute: Recompute
+) -> float:
+    """Softmax output, dropout mask and dropout output; fused attention keeps a row statistic."""
+    heads = model.heads / shape.tp
+    if software.flash_attention:
+        return 4 * shape.tokens * heads
+    if recompute is Recompute.SELECTIVE:
+        return 0.0
+    scores = shape.micro_batch * heads * shape.seq_len * shape.seq_len / shape.cp
+    return (5 if software.dropout else 2) * scores
+
+
+def _attention_bytes(
+    model: ModelSpec, shape: Shape, software: SoftwareSpec, recompute: Recompute
+) -> float:
+    hidden = model.hidden
+    # the gathered input is kept whole unless only the shard is kept and gathered again
+    regather = shape.sequence_parallel and software.regather_sequence
+    inputs = shape.sharded_tokens if regather else shape.tokens
+    kept = 2 * shape.sharded_tokens * hidden + 2 * inputs * hidden  # norm input, qkv input
+    if model.mla is None:
+        width = (model.heads + 2 * max(model.kv_heads, shape.tp)) * model.head_dim / shape.tp
+        output = model.heads * model.head_dim / shape.tp
+    else:
+        mla = model.mla
+        down = mla.kv_lora_rank + mla.qk_rope_head_dim + mla.q_lora_rank
+        kept += 4 * shape.tokens * down  # latents before and after their norm
+        key_dim = mla.qk_nope_head_dim + mla.qk_rope_head_dim
+        width = model.heads * (2 * key_dim + mla.v_head_dim) / shape.tp
+        output = model.heads * mla.v_head_dim / shape.tp
+    kept += 2 * shape.tokens * (width + output)  # q, k, v; input of the projection
+    kept += _attention_core_bytes(model, shape, software, recompute)
+    if software.dropout:
+        kept += shape.sharded_tokens * hidden
+    if not software.fused_kernels:  # fp32 copies inside an eager norm
+        kept += 8 * shape.sharded_tokens * hidden
+    return kept
+
+
+def _mlp_bytes(model: ModelSpec, rows: float, inner: float, software: SoftwareSpec) -> float:
+    """Input and output of the activation function; the eager gated one also keeps silu(gate)."""
+    tensors = 3 if model.gated_mlp else 2
+    if model.gated_mlp and not software.fused_kernels:
+        tensors += 1
+    return 2 * tensors * rows * inner
+
+
+def _dense_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
+    regather = shape.sequence_parallel and software.regather_sequence
+    inputs = shape.sharded_tokens if regather else shape.tokens
+    kept = 2 * inputs * model.hidden
+    kept += _mlp_bytes(model, shape.tokens, model.ffn_hidden / shape.tp, software)
+    return kept
+
+
+def _moe_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
+    """Router scores, dispatched tokens, expert activations, expert outputs; shared experts."""
+    moe = model.moe
+    assert moe is not None
+    local = shape.tokens / shape.tp
+    routed = local * moe.top_k
+    kept = 2 * local * model.hidden + 12 * local * moe.experts  # input; logits, scores, routing
+    kept += 2 * routed * shape.etp * model.hidden  # rows after the exchange
+    kept += _mlp_bytes(model, routed * shape.etp, moe.ffn_hidden / shape.etp, software)
+    kept += 2 * routed * model.hidden  # expert outputs, for the gradient of their weights
+    if moe.shared_ffn_hidden:
+        kept += _mlp_bytes(model, shape.tokens, moe.shared_ffn_hidden / shape.tp, software)
+    return kept
+
+
+@lru_cache(maxsize=65536)
+def layer_bytes(
+    model: ModelSpec, shape: Shape, software: SoftwareSpec, recompute: Recompute, moe_layer: bool
+) -> float:
+    """Return the bytes one layer keeps from its forward to its backward pass."""
+    if recompute is Recompute.FULL:  # the input of the layer
+        return 2 * shape.sharded_tokens * model.hidden
+    kept = _attention_bytes(model, shape, software, recompute)
+    kept += 2 * shape.sharded_tokens * model.hidden  # input of the second norm
+    if not software.fused_kernels:
+        kept += 8 * shape.sharded_tokens * model.hidden
+    if software.dropout:
+        kept += shape.sharded_tokens * model.hidden
+    rest = _moe_bytes if moe_layer else _dense_bytes
+    return kept + rest(model, shape, software)
+
+
+def head_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
+    """Return the bytes of final norm, logits and loss while the head works.
+
+    2-byte logits and their gradient, an fp32 copy and its softmax unless the loss is fused.
+    """
+    logits = shape.tokens * model.vocab / shape.tp
+    each = 4 if software.fused_loss else 2 + 4 + 4
+    return each * logits + 4 * shape.tokens * model.hidden

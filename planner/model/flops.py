@@ -1,0 +1,29 @@
+"""Model FLOPs: the one definition behind MFU and HFU in this package.
+
+6 FLOPs per token and matrix parameter (forward 2, backward 4), output matrix included, input
+embedding not; attention scores and context, causal counted half: ``6 s q_dim`` per token and layer
+at full length. Recomputed work is not counted in model FLOPs (MFU) and is in hardware FLOPs (HFU).
+Of the routed experts only the ``top_k`` that a token visits count.
+"""
+
+from planner.model.operations import attention_span
+from planner.model.parameters import active_parameters
+from planner.spec.model import ModelSpec
+
+
+def attention_flops_per_token(model: ModelSpec, seq_len: int) -> float:
+    """Forward FLOPs of scores and context of all layers for one token, causal counted half."""
+    key_dim = value_dim = model.head_dim
+    if model.mla is not None:
+        key_dim = model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim
+        value_dim = model.mla.v_head_dim
+    span = attention_span(model, seq_len)
+    return model.layers * 2 * span * model.heads * (key_dim + value_dim)
+
+
+def model_flops_per_token(model: ModelSpec, seq_len: int) -> float:
+    """FLOPs of one token in forward and backward, without recompute."""
+    matrices = active_parameters(model) - model.positions * model.hidden
+    if not model.tied_embeddings:
+        matrices -= model.vocab * model.hidden
+    return 6 * matrices + 3 * attention_flops_per_token(model, seq_len)

@@ -1,0 +1,211 @@
+"""From one CSV row to what the model needs: model, cluster, job, layout, and what was assumed."""
+
+import csv
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from planner.errors import PlannerError, SpecError
+from planner.layout.layout import Layout, Recompute, Shard
+from planner.spec.cluster import ClusterSpec
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec, MoESpec
+from planner.validate.frameworks import Defaults, defaults_for
+from planner.validate.machines import machine
+
+csv.field_size_limit(10**7)
+_YES = {"1", "yes", "true"}
+
+
+class Skip(Exception):
+    """A row that cannot be estimated, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One measured run in the planner's own terms."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    job: JobSpec
+    layout: Layout
+    memory_kind: str
+    schedule: str
+    assumed: tuple[str, ...]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a measured-runs file; SpecError when it is not one."""
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [{k: v or "" for k, v in row.items() if k} for row in reader]
+            columns = set(reader.fieldnames or ())
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+    missing = sorted({"id", "gpu", "n_gpus", "framework"} - columns)
+    if missing:
+        raise SpecError(f"{path}:1: columns missing: {', '.join(missing)}; see docs/validate.md")
+    return rows
+
+
+def number(row: dict[str, str], column: str) -> float | None:
+    """Return a cell as a number, or None when it is empty or a word."""
+    try:
+        return float(row.get(column, ""))
+    except ValueError:
+        return None
+
+
+def note(row: dict[str, str], key: str) -> str:
+    """Return ``value`` of ``key=value`` in the notes, or an empty string."""
+    match = re.search(rf"(?:^|;)\s*{key}=([^;\s]+)", row.get("notes", ""))
+    return match[1] if match else ""
+
+
+class _Cells:
+    """Reads cells and remembers which ones were empty and assumed."""
+
+    def __init__(self, row: dict[str, str]) -> None:
+        self.row = row
+        self.assumed: list[str] = []
+
+    def need(self, column: str) -> int:
+        value = number(self.row, column)
+        if not value:
+            raise Skip(f"{column} is not stated")
+        return round(value)
+
+    def integer(self, column: str, default: int) -> int:
+        value = number(self.row, column)
+        if value is None:
+            self.assumed.append(f"{column}={default}")
+            return default
+        return round(value)
+
+    def flag(self, column: str, default: bool) -> bool:
+        text = self.row.get(column, "")
+        if not text:
+            self.assumed.append(f"{column}={int(default)}")
+            return default
+        return text.lower() in _YES
+
+
+@lru_cache(maxsize=4096)
+def _model(fields: tuple[tuple[str, object], ...], moe: tuple[tuple[str, object], ...]) -> ModelSpec:
+    experts = MoESpec(**dict(moe)) if moe else None  # type: ignore[arg-type]
+    return ModelSpec(**dict(fields), moe=experts)  # type: ignore[arg-type]
+
+
+def read_model(cells: _Cells) -> ModelSpec:
+    """Build the model of a row from its architecture cells."""
+    row = cells.row
+    layers, hidden = cells.need("n_layers"), cells.need("hidden")
+    heads = cells.integer("n_heads", max(1, hidden // 128))
+    moe: tuple[tuple[str, object], ...] = ()
+    experts = number(row, "n_experts") or 0
+    if experts > 1:
+        with_experts = number(row, "n_moe_layers") or layers
+        moe = (
+            ("experts", int(experts)),
+            ("top_k", cells.integer("top_k", 2)),
+            ("ffn_hidden", cells.integer("moe_ffn_hidden", int(number(row, "ffn_hidden") or 0))),
+            ("shared_ffn_hidden", int(number(row, "shared_expert_ffn") or 0)),
+            ("first_layer", int(max(0, layers - with_experts))),
+        )
+    gated = cells.flag("gated_mlp", True)
+    fields = (
+        ("name", row.get("model") or "unnamed"),
+        ("layers", layers),
+        ("hidden", hidden),
+        ("heads", heads),
+        ("kv_heads", cells.integer("n_kv_heads", heads)),
+        ("head_dim", max(1, hidden // heads)),
+        ("ffn_hidden", cells.integer("ffn_hidden", 4 * hidden)),
+        ("vocab", cells.integer("vocab", 51200)),
+        ("gated_mlp", gated),
+        # a plain MLP with tied embeddings is a GPT: learned positions, LayerNorm, biases
+        ("positions", 0 if gated else int(number(row, "seq_len") or 2048)),
+        ("norm_bias", not gated),
+        ("tied_embeddings", cells.flag("tied_embeddings", not gated)),
+    )
+    return _model(fields, moe)
+
+
+def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int) -> Layout:
+    """Build the layout of a row; raises Skip where it cannot be expressed."""
+    row = cells.row
+    if row.get("tp") == "mixed":
+        raise Skip("stages with different degrees cannot be expressed")
+    tp, cp, pp = (cells.integer(name, 1) for name in ("tp", "cp", "pp"))
+    ep, vpp = cells.integer("ep", 1), cells.integer("vpp", 1)
+    dp = gpus // (tp * cp * pp)
+    if dp < 1 or dp * tp * cp * pp != gpus:
+        raise Skip("the degrees do not multiply to the GPU count")
+    etp = cells.integer("etp", 1) if ep > 1 or row.get("etp") else tp
+    if tp * cp * dp % (ep * etp):
+        raise Skip("the expert grid does not divide the ranks of a stage")
+    micro_batch = cells.integer("mbs", 1)
+    if global_batch % (dp * micro_batch):
+        raise Skip("the global batch does not divide into micro-batches")
+    stage = cells.integer("zero_stage", defaults.zero_stage)
+    text = row.get("recompute", "")
+    if not text:
+        cells.assumed.append(f"recompute={defaults.recompute}")
+        text = defaults.recompute
+    if text not in {kind.value for kind in Recompute}:
+        raise Skip(f"recompute {text!r} cannot be expressed")
+    sequence_parallel = cells.flag("sp", defaults.sequence_parallel) if tp > 1 else False
+    if ep > 1 and tp > 1:
+        sequence_parallel = True
+    return Layout(
+        tp, cp, pp, vpp, dp, ep, etp, micro_batch, sequence_parallel,
+        Shard.zero(stage, dp * cp), Recompute(text),
+    )  # fmt: skip
+
+
+def read_case(row: dict[str, str]) -> Case:
+    """Return the case of a row; raises Skip with the reason where there is none."""
+    cells = _Cells(row)
+    notes = row.get("notes", "")
+    if row.get("offload", "") not in ("", "none"):
+        raise Skip("offload is not estimated yet")
+    if row.get("attention_kind") == "hybrid":
+        raise Skip("hybrid attention layers cannot be expressed")
+    if row.get("task", "pretrain") not in ("", "pretrain", "sft"):
+        raise Skip(f"task {row['task']} is not estimated yet")
+    gpus = cells.need("n_gpus")
+    defaults = defaults_for(row.get("framework", ""), notes)
+    seq_len = cells.need("seq_len")
+    global_batch = cells.need("gbs")
+    try:
+        model = read_model(cells)
+        layout = read_layout(cells, defaults, gpus, global_batch)
+        per_node = cells.integer("gpus_per_node", 8)
+        cluster = machine(
+            row["gpu"],
+            per_node,
+            row.get("interconnect_intra", ""),
+            row.get("interconnect_inter", ""),
+            gpus,
+        )
+    except ValidationError as error:
+        raise Skip(f"contradiction: {error.errors()[0]['msg']}") from None
+    except PlannerError as error:
+        raise Skip(str(error)) from None
+    precision = row.get("precision") or "bf16"
+    if "/" in precision:
+        precision = "bf16"
+    if precision == "fp8-blockwise":
+        precision = "fp8_block"
+    job = JobSpec(
+        global_batch=global_batch, seq_len=seq_len, precision=precision, software=defaults.software
+    )
+    schedule = note(row, "schedule") or ("1F1B" if layout.vpp == 1 else "1F1B-I")
+    return Case(model, cluster, job, layout, defaults.memory, schedule, tuple(cells.assumed))
+
+
+__all__ = ["Case", "Skip", "number", "note", "read_case", "read_rows", "replace"]

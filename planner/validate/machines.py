@@ -1,0 +1,100 @@
+"""The cluster a measured run names, built from its GPU and interconnect cells."""
+
+import re
+from functools import lru_cache
+
+from planner.errors import SpecError
+from planner.spec.cluster import ClusterSpec, ScaleOutSpec, ScaleUpSpec, load_gpu
+from planner.spec.gpu import GpuSpec
+from planner.units import GB
+
+# The network a GPU is usually sold with, in bytes per second and GPU (cluster tables: DGX-1/2,
+# DGX A100, DGX H100, DGX B200, NVL72, EFA p4/p5), used where a run does not name its own.
+_USUAL_NET = {
+    "V100": 100 / 8 / 2,
+    "A100": 25.0,
+    "A800": 25.0,
+    "H100": 50.0,
+    "H800": 50.0,
+    "H200": 50.0,
+    "B200": 50.0,
+    "B300": 100.0,
+    "GB200": 50.0,
+    "GB300": 100.0,
+    "MI": 50.0,
+    "A10G": 50 / 8 / 4,
+    "L4": 50 / 8 / 8,
+}
+_LINE_RATE = {"V100": 150, "A100": 300, "A800": 200, "H800": 200, "H100": 450, "H200": 450}
+_LINE_RATE |= {"GB": 900, "B2": 900, "B3": 900, "MI3": 448, "MI25": 50}
+
+
+def _by_prefix(table: dict[str, float] | dict[str, int], gpu: str, default: float) -> float:
+    prefixes = [prefix for prefix in table if gpu.startswith(prefix)]
+    return float(table[max(prefixes, key=len)]) if prefixes else default
+
+
+def _net_gb_per_s(text: str, gpu: str, gpus_per_node: int) -> float:
+    """Network GB/s that one GPU owns."""
+    if not text or text in ("EFA", "RoCE", "8x"):
+        return _by_prefix(_USUAL_NET, gpu, 12.5)
+    if "Ethernet" in text:
+        return 100 / 8 / gpus_per_node
+    match = re.search(r"(?:(\d+)x)?[^\d]*(\d+)\s*Gb/s", text) or re.search(r"(\d+)x \w*?(\d+)", text)
+    if match is None:
+        return _by_prefix(_USUAL_NET, gpu, 12.5)
+    count, gbps = int(match[1] or 1), int(match[2])
+    if "per GPU" in text:
+        return gbps / 8
+    return count * gbps / 8 / gpus_per_node
+
+
+def _fabric(text: str) -> tuple[str, float, float]:
+    """Return (fabric, latency in seconds, efficiency): multiples of NCCL's 5 us per hop."""
+    if "EFA" in text:
+        return "efa", 15e-6, 0.85
+    if "Ethernet" in text:
+        return "ethernet", 30e-6, 0.7
+    if "Slingshot" in text:
+        return "slingshot", 10e-6, 0.85
+    return "ib", 5e-6, 0.92
+
+
+@lru_cache(maxsize=256)
+def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int) -> ClusterSpec:
+    """Return the cluster of a run; raises SpecError for a GPU without a profile."""
+    gpu = load_gpu(gpu_name)
+    domain = gpus_per_node
+    kind, rate = "nvlink", _by_prefix(_LINE_RATE, gpu_name, 25.0)
+    if "NVL72" in intra or "NVL72" in gpu_name:
+        domain = 72
+    if "PCIe" in intra or (not intra and rate == 25.0):
+        kind, rate = "pcie", 12.0
+        measured = re.search(r"(\d+)-([\d.]+) GB/s measured", intra)
+        if measured:
+            rate = float(measured[1])
+        gpu = _without_collectives(gpu)
+    fabric, latency, efficiency = _fabric(inter)
+    net = _net_gb_per_s(inter, gpu_name, gpus_per_node)
+    return ClusterSpec(
+        name=f"{gpu_name} x {gpus_per_node}",
+        gpu=gpu,
+        nodes=max(1, -(-gpus // gpus_per_node)),
+        gpus_per_node=gpus_per_node,
+        domain_gpus=domain,
+        scale_up=ScaleUpSpec(kind=kind, bytes_per_s=rate * GB),
+        scale_out=ScaleOutSpec(
+            fabric=fabric,
+            nics_per_node=gpus_per_node,
+            nic_bytes_per_s=net * GB,
+            latency_s=latency,
+            efficiency=efficiency,
+        ),
+    )
+
+
+def _without_collectives(gpu: GpuSpec) -> GpuSpec:
+    return gpu.model_copy(update={"collectives": {}})
+
+
+__all__ = ["SpecError", "machine"]

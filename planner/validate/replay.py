@@ -1,0 +1,69 @@
+"""Estimate every row of a measured-runs file and write the estimates as data."""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+from planner.cost.layer import Prices
+from planner.memory.estimate import RankMemory
+from planner.simulate.step import StepEstimate, estimate_step
+from planner.spec.cluster import ClusterSpec
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+from planner.units import GIB
+from planner.validate.cases import Case, Skip, read_case
+
+
+@dataclass(frozen=True, slots=True)
+class RowEstimate:
+    """What ``planner validate --json`` writes for one row."""
+
+    id: str
+    skipped: str | None
+    step_time_s: float | None = None
+    step_time_low_s: float | None = None
+    step_time_high_s: float | None = None
+    mem_gib_peak: float | None = None
+    fits: bool | None = None
+    assumed: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """Return the row as plain data."""
+        return asdict(self)
+
+
+def printed_memory_bytes(memory: RankMemory, kind: str) -> float:
+    """Return the counter that a source printed: allocated, reserved or device."""
+    return {
+        "allocated": memory.allocated,
+        "reserved": memory.reserved,
+        "device": memory.device,
+    }[kind]
+
+
+@lru_cache(maxsize=512)
+def _prices(model: ModelSpec, cluster: ClusterSpec, job: JobSpec) -> Prices:
+    return Prices(model, cluster, job)
+
+
+def estimate_case(case: Case) -> StepEstimate:
+    """Estimate one run."""
+    return estimate_step(_prices(case.model, case.cluster, case.job), case.layout)
+
+
+def estimate_row(row: dict[str, str]) -> RowEstimate:
+    """Estimate one row, or say why it cannot be."""
+    try:
+        case = read_case(row)
+    except Skip as skip:
+        return RowEstimate(row["id"], str(skip))
+    step = estimate_case(case)
+    return RowEstimate(
+        row["id"],
+        None,
+        step.step_time_s,
+        0.8 * step.step_time_s,
+        1.25 * step.step_time_s,
+        printed_memory_bytes(step.memory, case.memory_kind) / GIB,
+        step.memory.device <= case.cluster.gpu.memory_bytes,
+        case.assumed,
+    )
