@@ -73,17 +73,31 @@ def order(
     kind: str, stages: int, micro_batches: int, chunks: int = 1, group: int | None = None
 ) -> Order:
     """Return the order of the schedule called ``kind``, one of ``SCHEDULES``; shared, read-only."""
+    group = checked_group(kind, stages, micro_batches, chunks, group)
+    after = np.arange(stages)[::-1]
+    warm_up = {
+        "1f1b": after,
+        "interleaved_1f1b": 2 * after + (chunks - 1) * group,
+        "gpipe": np.full(stages, micro_batches),
+    }
+    return _merge(kind, micro_batches, chunks, group, warm_up[kind])
+
+
+def checked_group(
+    kind: str, stages: int, micro_batches: int, chunks: int, group: int | None = None
+) -> int:
+    """Return the micro-batches that run through one chunk before the next chunk's turn.
+
+    Raises ``LayoutError`` if the schedule cannot run with these numbers.
+    """
     if problem := _shape_problem(kind, stages, micro_batches, chunks):
         raise LayoutError(problem)
     if kind != "interleaved_1f1b":
-        last = np.arange(stages)[::-1]
-        warm_up = last if kind == "1f1b" else np.full(stages, micro_batches)
-        return _merge(kind, stages, micro_batches, 1, 1, warm_up)
+        return 1
     group = min(stages, micro_batches) if group is None else group
     if problem := group_problem(stages, micro_batches, group):
         raise LayoutError(problem)
-    warm_up = 2 * np.arange(stages)[::-1] + (chunks - 1) * group
-    return _merge(kind, stages, micro_batches, chunks, group, warm_up)
+    return group
 
 
 def group_problem(stages: int, micro_batches: int, group: int) -> str | None:
@@ -140,7 +154,9 @@ def _shape_problem(kind: str, stages: int, micro_batches: int, chunks: int) -> s
     if kind not in SCHEDULES:
         return f"{kind!r} is not a schedule; use one of {', '.join(SCHEDULES)}"
     if min(stages, micro_batches, chunks) < 1:
-        return f"stages={stages}, micro_batches={micro_batches} and chunks={chunks} must be 1 or more"
+        return (
+            f"stages={stages}, micro_batches={micro_batches} and chunks={chunks} must be 1 or more"
+        )
     if chunks > 1 and kind != "interleaved_1f1b":
         return f"{kind} has one chunk per rank, not {chunks}; use interleaved_1f1b"
     if chunks > 1 and stages == 1:
@@ -148,11 +164,9 @@ def _shape_problem(kind: str, stages: int, micro_batches: int, chunks: int) -> s
     return None
 
 
-def _merge(
-    kind: str, stages: int, micro_batches: int, chunks: int, group: int, warm_up: IntArray
-) -> Order:
-    """Place forward and backward passes: warm-up, one of each in turn, the rest."""
-    passes = micro_batches * chunks
+def _merge(kind: str, micro_batches: int, chunks: int, group: int, warm_up: IntArray) -> Order:
+    """Place forward and backward passes: warm-up ``[stages]``, one of each in turn, the rest."""
+    stages, passes = len(warm_up), micro_batches * chunks
     warm_up = np.minimum(warm_up, passes)
     micro_batch, chunk = _table(micro_batches, chunks, group)
     number = np.arange(passes)
@@ -168,9 +182,7 @@ def _merge(
         np.put_along_axis(chunk_of, at, np.broadcast_to(chunks_at, at.shape), axis=1)
     for array in (backward, batches, chunk_of, warm_up):
         array.flags.writeable = False
-    return Order(
-        kind, stages, chunks, micro_batches, group, backward, batches, chunk_of, warm_up
-    )
+    return Order(kind, stages, chunks, micro_batches, group, backward, batches, chunk_of, warm_up)
 
 
 def _table(micro_batches: int, chunks: int, group: int) -> tuple[IntArray, IntArray]:

@@ -5,6 +5,7 @@ topology depends on no times, so it is sorted once and used for many sets of tim
 carry leading batch dimensions, which cost far less than one sweep each.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +97,9 @@ def end_times(graph: Topology, task_s: ArrayLike, lag_s: ArrayLike | None = None
     return result
 
 
-def critical_path(graph: Topology, task_s: ArrayLike, lag_s: ArrayLike | None = None) -> CriticalPath:
+def critical_path(
+    graph: Topology, task_s: ArrayLike, lag_s: ArrayLike | None = None
+) -> CriticalPath:
     """Return length, start, end and one longest path for a single set of times."""
     tasks_s = np.asarray(task_s, dtype=float)
     lags_s = np.zeros(len(graph.tails)) if lag_s is None else np.asarray(lag_s, dtype=float)
@@ -117,8 +120,8 @@ def critical_path(graph: Topology, task_s: ArrayLike, lag_s: ArrayLike | None = 
 
 def _sorted_rows(times: FloatArray, batch: tuple[int, ...], order: IntArray) -> FloatArray:
     """Return ``times[..., order]`` as ``[len(order), batch size]``."""
-    rows = np.broadcast_to(times, (*batch, len(order))).reshape(-1, len(order)).T
-    return rows[order]
+    rows = np.broadcast_to(times, (*batch, len(order))).reshape(math.prod(batch), len(order))
+    return rows.T[order]
 
 
 def _depths(tasks: int, tails: IntArray, heads: IntArray) -> IntArray:
@@ -141,7 +144,9 @@ def _depths(tasks: int, tails: IntArray, heads: IntArray) -> IntArray:
                 ready.append(after)
     if len(ready) < tasks:
         stuck = next(task for task in range(tasks) if waiting[task])
-        raise ValueError(f"the task graph has a cycle; {tasks - len(ready)} tasks wait, one is {stuck}")
+        raise ValueError(
+            f"the task graph has a cycle; {tasks - len(ready)} tasks wait, one is {stuck}"
+        )
     return np.array(depth, dtype=np.int64)
 
 
