@@ -35,6 +35,12 @@ def mlp_parameters(model: ModelSpec, inner: int) -> int:
     return matrices * model.hidden * inner + bias
 
 
+def expert_parameters(model: ModelSpec) -> int:
+    """Parameters of one routed expert; stacked expert matrices have no bias in any family."""
+    assert model.moe is not None
+    return (3 if model.gated_mlp else 2) * model.hidden * model.moe.ffn_hidden
+
+
 def _attention(model: ModelSpec) -> tuple[int, int]:
     """Return (parameters split by tp, parameters replicated over tp) of one attention block."""
     hidden, heads = model.hidden, model.heads
@@ -55,12 +61,16 @@ def _latent_attention(model: ModelSpec) -> tuple[int, int]:
     query = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
     split = heads * mla.v_head_dim * hidden
     split += mla.kv_lora_rank * heads * (mla.qk_nope_head_dim + mla.v_head_dim)
-    replicated = hidden * (mla.kv_lora_rank + mla.qk_rope_head_dim) + mla.kv_lora_rank
+    latent = mla.kv_lora_rank + mla.qk_rope_head_dim
+    replicated = hidden * latent + mla.kv_lora_rank
     if mla.q_lora_rank:
         split += mla.q_lora_rank * query
         replicated += hidden * mla.q_lora_rank + mla.q_lora_rank
     else:
         split += hidden * query
+    # of the five matrices only the two down-projections and the output may have a bias
+    replicated += (latent + mla.q_lora_rank) if model.qkv_bias else 0
+    replicated += hidden if model.attention_out_bias else 0
     return split, replicated
 
 
@@ -76,7 +86,7 @@ def layer_parameters(model: ModelSpec, moe_layer: bool) -> LayerParameters:
     replicated += moe.experts * model.hidden + (moe.experts if moe.router_bias else 0)
     shared = mlp_parameters(model, moe.shared_ffn_hidden) if moe.shared_ffn_hidden else 0
     replicated += model.hidden if moe.shared_gate else 0
-    experts = moe.experts * mlp_parameters(model, moe.ffn_hidden)
+    experts = moe.experts * expert_parameters(model)
     return LayerParameters(attention, shared, experts, replicated)
 
 
@@ -105,5 +115,5 @@ def active_parameters(model: ModelSpec) -> int:
     if model.moe is None:
         return total_parameters(model)
     idle = model.moe.experts - model.moe.top_k
-    unused = model.moe_layers * idle * mlp_parameters(model, model.moe.ffn_hidden)
+    unused = model.moe_layers * idle * expert_parameters(model)
     return total_parameters(model) - unused

@@ -159,16 +159,22 @@ def _parse_yaml(path: Path, text: str) -> object:
         raise SpecError(f"{path}: not valid YAML: {error}; put that value in quotes") from None
 
 
-def check(record: type[Record], document: Document) -> Record:
-    """Return the record a document describes; raise all of its errors at once."""
+def check(record: type[Record], document: Document, at: tuple[str, ...] = ()) -> Record:
+    """Return the record that a document, or its part ``at``, describes.
+
+    All errors are raised at once.
+    """
+    data: Any = document.data
+    for name in at:
+        data = data[name]
     try:
-        return record.model_validate(document.data)
+        return record.model_validate(data)
     except ValidationError as error:
         problems = []
         for details in error.errors(include_url=False):
-            line = document.line(details["loc"])
+            line = document.line((*at, *details["loc"]))
             place = str(document.path) if line is None else f"{document.path}:{line}"
-            problems.append(f"{place}: {explain(record, document.data, details)}")
+            problems.append(f"{place}: {explain(record, data, details)}")
         raise SpecError(problems) from None
 
 

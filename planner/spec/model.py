@@ -13,9 +13,14 @@ class MoESpec(BaseModel):
     ffn_hidden: PositiveInt = Field(description="Inner width of one routed expert.")
     shared_ffn_hidden: NonNegativeInt = Field(0, description="Inner width of all shared experts.")
     shared_gate: bool = Field(False, description="A hidden→1 gate scales the shared experts.")
-    router_bias: bool = Field(False, description="A trained or balancing bias on router logits.")
+    router_bias: bool = Field(
+        False, description="A trained bias on router logits; a balancing buffer is none."
+    )
     first_layer: NonNegativeInt = Field(0, description="Dense layers before the first MoE layer.")
     every: PositiveInt = Field(1, description="One MoE layer every so many layers.")
+    dense_layers: tuple[NonNegativeInt, ...] = Field(
+        (), description="Layers that hold a plain MLP whatever the rule says."
+    )
 
     @model_validator(mode="after")
     def _top_k_within_experts(self) -> "MoESpec":
@@ -75,10 +80,12 @@ class ModelSpec(BaseModel):
         """Whether layer number ``layer`` (from 0) holds experts.
 
         Follows transformers' Qwen-MoE and DeepSeek rule: from ``first_layer`` on, the layers whose
-        number plus one is a multiple of ``every``.
+        number plus one is a multiple of ``every``, without ``dense_layers``.
         """
         moe = self.moe
-        return moe is not None and layer >= moe.first_layer and (layer + 1) % moe.every == 0
+        if moe is None or layer < moe.first_layer or layer in moe.dense_layers:
+            return False
+        return (layer + 1) % moe.every == 0
 
     @property
     def moe_layers(self) -> int:
