@@ -50,7 +50,7 @@ def gemm_s(operation: Gemm, gpu: GpuSpec, dtype: str) -> float:
     return curve.overhead_s + float((compute**4 + memory**4) ** 0.25)
 
 
-def attention_s(operation: Attention, gpu: GpuSpec) -> float:
+def attention_s(operation: Attention, gpu: GpuSpec, flash_version: int = 3) -> float:
     """Seconds of fused attention: ``passes * 2 b h s_q s_kv d`` FLOPs, causal counted half."""
     curve = DEFAULT_ATTENTION
     if gpu.attention:
@@ -62,6 +62,8 @@ def attention_s(operation: Attention, gpu: GpuSpec) -> float:
     share = curve.efficiency * operation.seq_kv / (operation.seq_kv + curve.s_half)
     share *= _wave(tiles, gpu.sm_count) ** curve.wave_exponent * gpu.sustained_fraction
     peak = gpu.peak_flops.get("bf16") or gpu.peak_flops["fp16"]
+    if flash_version < 3:
+        share *= gpu.flash2_fraction
     slower = curve.backward_ratio if operation.passes > 1 else 1.0
     return curve.overhead_s + slower * flops / (peak * share)
 

@@ -8,10 +8,6 @@ from planner.layout.layout import Layout
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import SoftwareSpec
 
-# Parameters of one bucket: Megatron-Core's DistributedDataParallelConfig default,
-# max(40M, 1M per data-parallel rank), so that a ring step stays worth its latency.
-BUCKET_PARAMETERS = 40_000_000
-BUCKET_PARAMETERS_PER_RANK = 1_000_000
 # Adam reads and writes fp32 weight, momentum and variance (24), reads the gradient (4) and writes
 # the 2-byte weight; clipping reads the gradient once more, zeroing writes it.
 ADAM_BYTES = 24 + 4 + 2
@@ -39,23 +35,31 @@ def shares(dense: float, expert: float, layout: Layout, cluster: ClusterSpec) ->
 
 
 def _bucketed_s(
-    kind: str, parameters: float, bytes_each: float, group: Group, cluster: ClusterSpec
+    kind: str,
+    parameters: float,
+    bytes_each: float,
+    group: Group,
+    bucket_bytes: float,
+    cluster: ClusterSpec,
 ) -> tuple[float, float]:
     """Return (seconds of all buckets, seconds of one)."""
     if parameters <= 0 or group.ranks == 1:
         return 0.0, 0.0
-    bucket = max(BUCKET_PARAMETERS, BUCKET_PARAMETERS_PER_RANK * group.ranks)
-    buckets = ceil(parameters / bucket)
+    buckets = max(1, ceil(parameters * bytes_each / bucket_bytes))
     one = collective_s(kind, bytes_each * parameters / buckets, group, cluster)
     return buckets * one, one
 
 
 def sync_s(
-    kind: str, parts: ParameterShares, bytes_each: float, cluster: ClusterSpec
+    kind: str, parts: ParameterShares, bytes_each: float, bucket_bytes: float, cluster: ClusterSpec
 ) -> tuple[float, float]:
     """Return (seconds, seconds of the last bucket) of one collective over all parameters."""
-    dense, dense_last = _bucketed_s(kind, parts.dense, bytes_each, parts.dense_group, cluster)
-    expert, expert_last = _bucketed_s(kind, parts.expert, bytes_each, parts.expert_group, cluster)
+    dense, dense_last = _bucketed_s(
+        kind, parts.dense, bytes_each, parts.dense_group, bucket_bytes, cluster
+    )
+    expert, expert_last = _bucketed_s(
+        kind, parts.expert, bytes_each, parts.expert_group, bucket_bytes, cluster
+    )
     return dense + expert, max(dense_last, expert_last)
 
 

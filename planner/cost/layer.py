@@ -33,7 +33,7 @@ from planner.spec.model import ModelSpec
 # Compute runs slower while NCCL holds some SMs: mean 0.19 over GPT and LLaMA on A100, H100, MI210
 # and MI250 (arXiv 2507.03114), of the overlapped time.
 INTERFERENCE = 0.19
-KERNELS_PER_COLLECTIVE = 3  # launch, event, wait: host operators of one asynchronous collective
+KERNELS_PER_COLLECTIVE = 1  # host time of an asynchronous collective, in kernels
 
 
 class Seconds(NamedTuple):
@@ -145,7 +145,7 @@ class Prices:
                 seconds = gemm_s(operation, gpu, dtype)
                 kernels += 1
             elif isinstance(operation, Attention):
-                seconds = attention_s(operation, gpu)
+                seconds = attention_s(operation, gpu, self.job.software.flash_version)
                 kernels += operation.kernels
             else:
                 assert isinstance(operation, Elementwise)

@@ -18,3 +18,20 @@ def split_layers(layers: int, chunks: int) -> tuple[int, ...]:
         return (each - 1, *(each,) * (chunks - 2), each - 1)
     base, extra = divmod(layers, chunks)
     return tuple(base + (1 <= index <= extra) for index in range(chunks))
+
+
+@lru_cache(maxsize=4096)
+def balance_layers(layer_sizes: tuple[float, ...], head_size: float, chunks: int) -> tuple[int, ...]:
+    """Return the layers of each stage when blocks are dealt by size, the output matrix as a block.
+
+    Fills a stage until it reaches its share of the total (nanotron ``build_and_set_rank``,
+    ``get_block_compute_costs``: the matrices of a layer, the output matrix, nothing else).
+    """
+    target = (sum(layer_sizes) + head_size) / chunks
+    counts, filled, used = [0] * chunks, 0.0, 0
+    for size in layer_sizes:
+        counts[used] += 1
+        filled += size
+        if filled >= target * (used + 1) and used < chunks - 1:
+            used += 1
+    return tuple(counts)

@@ -301,15 +301,15 @@ def embedding_operations(model: ModelSpec, shape: Shape) -> list[Operation]:
 def head_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> list[Operation]:
     """Return the forward operations of the final norm, the output matrix and the loss.
 
-    Loss traffic per logit: an fp32 copy (6 bytes), maximum, exponential, sum and pick (16);
-    a fused loss reads and writes the 2-byte logits once.
+    Loss traffic per logit: an fp32 copy (6 bytes), maximum (4), difference (8), exponential (8),
+    sum (4); a fused loss reads and writes the 2-byte logits once.
     """
     logits = shape.tokens * model.vocab / shape.tp
     operations: list[Operation] = [
         _norm("norm", shape.sharded_tokens * model.hidden, software),
         *_enter_tp(shape, model.hidden, "head"),
         Gemm("head", shape.tokens, model.vocab / shape.tp, model.hidden),
-        Elementwise("loss", (4 if software.fused_loss else 22) * logits, kernels=6),
+        Elementwise("loss", (4 if software.fused_loss else 30) * logits, kernels=6),
     ]
     if shape.tp > 1:  # maximum, picked logit and sum of each token, in fp32
         operations.append(Collective("loss reduce", "all_reduce", 12 * shape.tokens, "tp"))
@@ -336,9 +336,13 @@ def backward(operation: Operation, software: SoftwareSpec) -> tuple[Operation, .
             name=f"{operation.name} wgrad",
             m=operation.k,
             k=operation.m,
-            accumulates=operation.weight,
+            accumulates=operation.weight and software.fused_gradient_accumulation,
         )
-        return input_gradient, weight_gradient
+        if not operation.weight or software.fused_gradient_accumulation:
+            return input_gradient, weight_gradient
+        # a kernel of its own reads the 2-byte gradient, reads and writes the 4-byte one
+        added = 10 * operation.n * operation.k * operation.count
+        return input_gradient, weight_gradient, Elementwise("gradient accumulation", added)
     if isinstance(operation, Attention):
         return (operation._replace(name="attention backward", passes=2.5, kernels=3),)
     if isinstance(operation, Elementwise):

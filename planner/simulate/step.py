@@ -19,6 +19,9 @@ from planner.model.flops import model_flops_per_token
 from planner.simulate.pipeline import pipeline_time
 
 
+LAYER_BUCKET = float("inf")  # fully sharded layers travel whole
+
+
 @dataclass(frozen=True, slots=True)
 class StepEstimate:
     """What one layout is expected to do. ``parts_s`` adds up to ``step_time_s``."""
@@ -63,8 +66,8 @@ def _sharded_weights(
     model, cluster, software = prices.model, prices.cluster, prices.job.software
     local = stage_local(model, layout, int(not moe_layer), int(moe_layer), False, False)
     parts = shares(local.dense, local.expert, layout, cluster)
-    gather, _ = sync_s("all_gather", parts, WEIGHT_BYTES, cluster)
-    scatter, _ = sync_s("reduce_scatter", parts, software.reduce_bytes, cluster)
+    gather, _ = sync_s("all_gather", parts, WEIGHT_BYTES, LAYER_BUCKET, cluster)
+    scatter, _ = sync_s("reduce_scatter", parts, software.reduce_bytes, LAYER_BUCKET, cluster)
     forward, backward = gather, gather + scatter
 
     def exposed(communication: float, compute: float) -> float:
@@ -132,7 +135,9 @@ def _gradient_tail_s(prices: Prices, layout: Layout, parts: ParameterShares, las
     kind = "reduce_scatter" if layout.shard.optimizer > 1 else "all_reduce"
     if layout.shard.optimizer > 1 and not software.reduce_scatter_gradients:
         kind = "all_reduce"
-    total, last = sync_s(kind, parts, software.reduce_bytes, prices.cluster)
+    total, last = sync_s(
+        kind, parts, software.reduce_bytes, software.bucket_bytes, prices.cluster
+    )
     if not software.overlap_grad_reduce:
         return total
     covered = min(total - last, last_s)
@@ -145,7 +150,9 @@ def _weight_gather_s(
     """Seconds of gathering updated weights that the first forward pass does not hide."""
     if layout.shard.optimizer == 1 or (layout.shard.weights > 1 and layout.pp == 1):
         return 0.0
-    total, one = sync_s("all_gather", parts, WEIGHT_BYTES, prices.cluster)
+    total, one = sync_s(
+        "all_gather", parts, WEIGHT_BYTES, prices.job.software.bucket_bytes, prices.cluster
+    )
     if not prices.job.software.overlap_param_gather:
         return total
     covered = min(total - one, first_s)

@@ -13,9 +13,19 @@ class SoftwareSpec(BaseModel):
 
     name: str = "torch"
     flash_attention: bool = True
+    flash_version: PositiveInt = Field(3, description="2 does not use Hopper's new units.")
     fused_kernels: bool = Field(True, description="Fused norm, rotary, SwiGLU and softmax.")
     fused_loss: bool = Field(False, description="Cross-entropy without an fp32 copy of logits.")
     dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")
+    fused_gradient_accumulation: bool = Field(
+        True, description="The weight-gradient product adds to the fp32 gradient itself."
+    )
+    balanced_stages: bool = Field(
+        False, description="Stages are split by matrix sizes, the output matrix included."
+    )
+    bucket_bytes: PositiveInt = Field(
+        160_000_000, description="Gradient bytes of one reduction (Megatron-Core: 40M fp32)."
+    )
     gradient_bytes: PositiveInt = Field(4, description="Bytes of a main gradient: fp32 4, bf16 2.")
     optimizer_bytes: PositiveInt = Field(12, description="fp32 master, momentum, variance.")
     reduce_bytes: PositiveInt = Field(4, description="Bytes of a gradient on the wire.")

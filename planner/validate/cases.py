@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from planner.errors import PlannerError, SpecError
 from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.stages import balance_layers
+from planner.model.parameters import layer_parameters
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec, MoESpec
@@ -34,6 +36,7 @@ class Case:
     layout: Layout
     memory_kind: str
     schedule: str
+    split: tuple[int, ...] | None
     assumed: tuple[str, ...]
 
 
@@ -205,7 +208,15 @@ def read_case(row: dict[str, str]) -> Case:
         global_batch=global_batch, seq_len=seq_len, precision=precision, software=defaults.software
     )
     schedule = note(row, "schedule") or ("1F1B" if layout.vpp == 1 else "1F1B-I")
-    return Case(model, cluster, job, layout, defaults.memory, schedule, tuple(cells.assumed))
+    split = None
+    if defaults.software.balanced_stages and layout.pp > 1:
+        sizes = tuple(
+            layer_parameters(model, model.is_moe_layer(layer)).total for layer in range(model.layers)
+        )
+        split = balance_layers(sizes, model.vocab * model.hidden, layout.pp * layout.vpp)
+    return Case(
+        model, cluster, job, layout, defaults.memory, schedule, split, tuple(cells.assumed)
+    )
 
 
 __all__ = ["Case", "Skip", "number", "note", "read_case", "read_rows", "replace"]

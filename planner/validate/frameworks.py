@@ -7,11 +7,13 @@ import re
 from dataclasses import dataclass, field
 
 from planner.spec.job import SoftwareSpec
+from planner.units import MB
 
 # GPT training code of 2019-2023: attention scores in memory, dropout 0.1, fused scale-mask-softmax,
 # bias-gelu and bias-dropout-add kernels, blocking sends (Megatron-LM v2/v3 arguments).
 _MEGATRON_OLD = SoftwareSpec(
     name="megatron-lm-2022",
+    cpu_op_s=60e-6,
     flash_attention=False,
     dropout=True,
     overlap_grad_reduce=False,
@@ -57,10 +59,15 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
         Defaults(
             SoftwareSpec(
                 name="nanotron",
+                flash_version=2,
                 regather_sequence=False,
                 overlap_tp_wgrad=False,
                 overlap_param_gather=False,
                 reduce_scatter_gradients=False,
+                fused_gradient_accumulation=False,
+                balanced_stages=True,
+                bucket_bytes=25 * MB,
+                cpu_op_s=100e-6,
             ),
             1,
             "none",

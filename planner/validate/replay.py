@@ -47,7 +47,7 @@ def _prices(model: ModelSpec, cluster: ClusterSpec, job: JobSpec) -> Prices:
 
 def estimate_case(case: Case) -> StepEstimate:
     """Estimate one run."""
-    return estimate_step(_prices(case.model, case.cluster, case.job), case.layout)
+    return estimate_step(_prices(case.model, case.cluster, case.job), case.layout, case.split)
 
 
 def estimate_row(row: dict[str, str]) -> RowEstimate:
