@@ -57,6 +57,13 @@ class CollectiveCurve(BaseModel):
     gamma_s_per_sqrt_byte: float = Field(0.0, ge=0)
 
 
+def bus_factor(kind: str, ranks: int) -> float:
+    """Bytes on the busiest link ÷ message bytes, as nccl-tests counts them."""
+    if kind in ("send_recv", "broadcast"):
+        return 1.0
+    return (2.0 if kind == "all_reduce" else 1.0) * (ranks - 1) / ranks
+
+
 class GpuSpec(BaseModel):
     """A GPU type, per GPU (a dual-die card that the driver shows as two is two)."""
 
