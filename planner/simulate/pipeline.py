@@ -123,6 +123,34 @@ def pipeline_time(
     )
 
 
+def pass_times(
+    kind: str,
+    stages: int,
+    chunks: int,
+    micro_batches: int,
+    forward_s: ArrayLike,
+    backward_s: ArrayLike,
+    send_s: ArrayLike,
+    overlap_p2p: bool,
+    group: int | None = None,
+) -> tuple[Order, FloatArray, FloatArray]:
+    """Return the order and the start and end of each of its passes, for a timeline.
+
+    Arguments as ``pipeline_time`` without batch; both arrays are ``[stages, 2 * passes]``.
+    """
+    group = checked_group(kind, stages, micro_batches, chunks, group)
+    shape = Shape(kind, stages, chunks, micro_batches, group, overlap_p2p)
+    _, times = _times(stages * chunks, forward_s, backward_s, send_s)
+    passes, made = order(kind, stages, micro_batches, chunks, group), _tasks(shape)
+    stage = passes.virtual_stage()
+    own_s = np.where(passes.backward, times.backward_s[0][stage], times.forward_s[0][stage])
+    end_s = _end_s(shape, times)[0][made.task]
+    # the forward pass of a pair ends where its backward pass starts
+    pair = np.append(made.task[:, 1:] == made.task[:, :-1], np.zeros((stages, 1), bool), axis=1)
+    end_s = end_s - np.where(pair, np.roll(own_s, -1, axis=1), 0.0)
+    return passes, end_s - own_s, end_s
+
+
 def _times(
     count: int, forward_s: ArrayLike, backward_s: ArrayLike, send_s: ArrayLike
 ) -> tuple[tuple[int, ...], Times]:
@@ -179,11 +207,14 @@ def _short_shapes(shape: Shape) -> list[Shape]:
     if shape.kind == "gpipe":
         return [shape]
     least = -(-_steady_from(shape) // (shape.group * shape.chunks))
-    spare = (shape.stages + 2, 4 * shape.stages) if shape.kind == "1f1b" else (2, 6)
+    stages, full = shape.stages, shape.groups
+    if shape.kind == "1f1b":
+        # cycles over all stages are common: leave out a multiple of them
+        tries = [groups + (full - groups) % stages for groups in (least + stages, 5 * stages)]
+    else:
+        tries = [least + 2, least + 6]
     # a cold shape costs more than it saves unless it is clearly shorter
-    return [
-        shape.with_groups(least + more) for more in spare if 1.25 * (least + more) < shape.groups
-    ] + [shape]
+    return [shape.with_groups(groups) for groups in tries if 1.25 * groups < full] + [shape]
 
 
 def _steady_from(shape: Shape) -> int:
@@ -204,16 +235,24 @@ def _memory(shape: Shape) -> int:
     return max(2, shape.group - shape.stages + 1)
 
 
-def _cut(shape: Shape, end_s: FloatArray, earlier: int) -> FloatArray:
-    """Return ``[candidates, ...]`` the ends in the last steady window, ``earlier`` groups back."""
+@lru_cache(maxsize=256)
+def _windows(shape: Shape) -> IntArray:
+    """Return the tasks of the last steady window and of those 1, 2, ... groups earlier.
+
+    Shape ``[windows, tasks of a window]``: ``_memory`` pairs of each rank, along the skewed cut.
+    """
     made = _tasks(shape)
     per_group = shape.group * shape.chunks
-    last = shape.groups * per_group - int(made.order.warm_up[0]) - 1 - earlier * per_group
-    pairs = last - np.arange(_memory(shape)) + np.arange(shape.stages)[:, None]
+    steady = shape.groups * per_group
+    last = steady - int(made.order.warm_up[0]) - 1
+    windows = np.arange((steady - _steady_from(shape)) // per_group + 1)
+    # [windows, stages, pairs of a window]
+    pairs = last - windows[:, None, None] * per_group - np.arange(_memory(shape))
+    pairs = pairs + np.arange(shape.stages)[:, None]
     forward_at = made.order.warm_up[:, None] + 2 * pairs
-    ranks = np.arange(shape.stages)[:, None, None]
-    tasks = made.task[ranks, np.stack([forward_at, forward_at + 1], axis=-1)]
-    return end_s[:, tasks.ravel()]
+    ranks = np.arange(shape.stages)[:, None]
+    tasks = np.concatenate([made.task[ranks, forward_at], made.task[ranks, forward_at + 1]], -1)
+    return tasks.reshape(len(windows), -1)
 
 
 def _cycles(shape: Shape, end_s: FloatArray) -> IntArray:
@@ -221,28 +260,25 @@ def _cycles(shape: Shape, end_s: FloatArray) -> IntArray:
 
     Max-plus systems do not expand distances, so a difference of 1e-13 stays one.
     """
-    now = _cut(shape, end_s, 0)
-    cycles = np.zeros(len(end_s), dtype=np.int64)
-    spare = shape.groups * shape.group * shape.chunks - _steady_from(shape)
-    for cycle in range(spare // (shape.group * shape.chunks), 0, -1):
-        step = now - _cut(shape, end_s, cycle)
-        repeats = step.max(axis=1) - step.min(axis=1) <= 1e-13 * now.max(axis=1)
-        cycles[repeats] = cycle
-    return cycles
+    ends = end_s[:, _windows(shape)]
+    step = ends[:, :1] - ends[:, 1:]
+    repeats = step.max(axis=2) - step.min(axis=2) <= 1e-13 * ends[:, :1].max(axis=2)
+    return np.where(repeats.any(axis=1), repeats.argmax(axis=1) + 1, 0)
 
 
 def _period_s(shape: Shape, end_s: FloatArray, cycle: int) -> FloatArray:
     """Return the seconds of ``cycle`` groups in the steady state, ``[candidates]``."""
-    return np.asarray((_cut(shape, end_s, 0) - _cut(shape, end_s, cycle)).mean(axis=1))
+    now, earlier = _windows(shape)[[0, cycle]]
+    return np.asarray((end_s[:, now] - end_s[:, earlier]).mean(axis=1))
 
 
 def _end_s(shape: Shape, times: Times) -> FloatArray:
     """Return the end of every task, ``[candidates, tasks]``."""
     made = _tasks(shape)
-    # one zero more at the end: index -1 is "none"
+    none = np.zeros((len(times.forward_s), 1))  # what index -1 stands for
     forward, backward, send = (
-        np.pad(array, ((0, 0), (0, 1)))
-        for array in (times.forward_s, times.backward_s, times.send_s)
+        np.concatenate([seconds, none], axis=1)
+        for seconds in (times.forward_s, times.backward_s, times.send_s)
     )
     return end_times(
         made.graph, forward[:, made.forward] + backward[:, made.backward], send[:, made.boundary]
