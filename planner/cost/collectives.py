@@ -14,8 +14,6 @@ from planner.spec.gpu import CollectiveCurve
 # (nccl src/graph/tuning.cc: 0.6 us NVLink hop in LL, 6.6 us base; sizes of hardware tables 2.2).
 HOP_S = 0.6e-6
 START_S = 6.8e-6
-# Extra time of each ring step on large messages: 2.3-8 us fitted on 4 multi-node runs.
-RING_STEP_S = 3e-6
 TREE_SHARE = 0.5  # of the ring's bandwidth near 1 MiB (NCCL tuning table: 0.4-0.5)
 
 
@@ -116,7 +114,7 @@ def _across_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpe
         curve = _inside_curve(kind, g, cluster)
         bound = max(bound, bus_bytes / curve.bytes_per_s)
     steps = (2 if kind == "all_reduce" else 1) * (n - 1)
-    ring = bound + steps * RING_STEP_S
+    ring = bound + steps * net.ring_step_s
     if kind == "all_reduce":  # short messages take a tree: few hops, less of the bandwidth
         return min(ring, bound / TREE_SHARE) + _across_latency(kind, group, net)
     return ring + _across_latency(kind, group, net)

@@ -62,8 +62,7 @@ def attention_s(operation: Attention, gpu: GpuSpec, flash_version: int = 3) -> f
     share = curve.efficiency * operation.seq_kv / (operation.seq_kv + curve.s_half)
     share *= _wave(tiles, gpu.sm_count) ** curve.wave_exponent * gpu.sustained_fraction
     peak = gpu.peak_flops.get("bf16") or gpu.peak_flops["fp16"]
-    if flash_version < 3:
-        share *= gpu.flash2_fraction
+    share *= gpu.flash_fraction.get(flash_version, 1.0)
     slower = curve.backward_ratio if operation.passes > 1 else 1.0
     return curve.overhead_s + slower * flops / (peak * share)
 

@@ -87,10 +87,15 @@ class Prices:
 
     def _cached(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
         degrees = (layout.tp, layout.cp, layout.ep, layout.etp)
-        key = (block, *degrees, layout.micro_batch, layout.sequence_parallel, recompute)
+        stalled = self._stalled_step_s(layout)
+        key = (block, *degrees, layout.micro_batch, layout.sequence_parallel, recompute, stalled)
         if key not in self._cache:
             self._cache[key] = self._price(block, layout, recompute)
         return self._cache[key]
+
+    def _stalled_step_s(self, layout: Layout) -> float:
+        crosses = layout.pp > 1 and layout.tp * layout.cp * layout.dp >= self.cluster.domain_gpus
+        return self.job.software.stalled_step_s if crosses else 0.0
 
     def _price(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
         model, software = self.model, self.job.software
@@ -113,16 +118,21 @@ class Prices:
             make = moe_operations if block == "moe" else mlp_operations
             operations = operations + make(model, shape, software)
         groups = _groups(layout, self.cluster)
-        forward = self._pass(operations, groups)
-        reverse = self._pass([b for op in operations for b in backward(op, software)], groups)
+        stalled = self._stalled_step_s(layout)
+        forward = self._pass(operations, groups, stalled)
+        reverse = [b for op in operations for b in backward(op, software)]
         again = Seconds()
         if recompute is Recompute.FULL:
             again = forward
         elif recompute is Recompute.SELECTIVE and not software.flash_attention:
-            again = self._pass(core, groups)
-        return PassCost(forward, reverse.plus(again), again.total)
+            again = self._pass(core, groups, stalled)
+        return PassCost(
+            forward, self._pass(reverse, groups, stalled).plus(again), again.total
+        )
 
-    def _pass(self, operations: Iterable[Operation], groups: dict[str, Group]) -> Seconds:
+    def _pass(
+        self, operations: Iterable[Operation], groups: dict[str, Group], stalled_step_s: float
+    ) -> Seconds:
         """Add up one pass; hidden collectives are charged where they outlast what hides them."""
         gpu, dtype = self.cluster.gpu, self.job.precision
         compute, kernels = 0.0, 0
@@ -135,6 +145,8 @@ class Prices:
                 seconds = collective_s(
                     operation.kind, operation.message_bytes, group, self.cluster
                 )
+                if operation.axis == "tp":
+                    seconds += (group.ranks - 1) * stalled_step_s
                 kernels += KERNELS_PER_COLLECTIVE
                 if operation.hidden_behind:
                     hidden.append((operation, seconds))

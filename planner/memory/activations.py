@@ -49,7 +49,7 @@ def _attention_bytes(
     kept += _attention_core_bytes(model, shape, software, recompute)
     if software.dropout:
         kept += shape.sharded_tokens * hidden
-    if not software.fused_kernels:  # fp32 copies inside an eager norm
+    if not software.fused_norm:  # fp32 copies inside an eager norm
         kept += 8 * shape.sharded_tokens * hidden
     return kept
 
@@ -94,7 +94,7 @@ def layer_bytes(
         return 2 * shape.sharded_tokens * model.hidden
     kept = _attention_bytes(model, shape, software, recompute)
     kept += 2 * shape.sharded_tokens * model.hidden  # input of the second norm
-    if not software.fused_kernels:
+    if not software.fused_norm:
         kept += 8 * shape.sharded_tokens * model.hidden
     if software.dropout:
         kept += shape.sharded_tokens * model.hidden

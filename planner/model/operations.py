@@ -95,10 +95,11 @@ def attention_span(model: ModelSpec, seq_len: int) -> float:
 
 
 def _norm(name: str, elements: float, software: SoftwareSpec) -> Elementwise:
-    # fused: read and write once; eager: cast, square, mean, rsqrt, two products, cast back
-    if software.fused_kernels:
+    # fused: read and write once; eager (cast, square, mean, rsqrt, two products, cast back): 54
+    # bytes per element on A100, from Liger-Kernel's benchmark table (rms_norm, huggingface)
+    if software.fused_norm:
         return Elementwise(name, 4 * elements)
-    return Elementwise(name, 28 * elements, kernels=6)
+    return Elementwise(name, 54 * elements, kernels=6)
 
 
 def _residual(name: str, elements: float, software: SoftwareSpec) -> Elementwise:
@@ -195,10 +196,10 @@ def attention_operations(
     operations: list[Operation] = [_norm("norm", shape.sharded_tokens * hidden, software)]
     operations += _enter_tp(shape, hidden, "attention")
     operations += _projections(model, shape)
-    if not model.positions:
+    if not model.positions:  # eager: 40 bytes per element, same benchmark (rope, huggingface)
         rotated = shape.tokens * (model.heads + max(model.kv_heads, tp)) * model.head_dim / tp
         fused = software.fused_kernels
-        operations.append(Elementwise("rotary", (4 if fused else 16) * rotated, 2 if fused else 8))
+        operations.append(Elementwise("rotary", (4 if fused else 40) * rotated, 2 if fused else 8))
     if model.qk_norm:
         width = (model.heads + model.kv_heads) * model.head_dim / tp
         operations.append(_norm("qk norm", shape.tokens * width, software))
@@ -301,15 +302,15 @@ def embedding_operations(model: ModelSpec, shape: Shape) -> list[Operation]:
 def head_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> list[Operation]:
     """Return the forward operations of the final norm, the output matrix and the loss.
 
-    Loss traffic per logit: an fp32 copy (6 bytes), maximum (4), difference (8), exponential (8),
-    sum (4); a fused loss reads and writes the 2-byte logits once.
+    Loss traffic per logit: an fp32 copy (6 bytes), and 16 bytes forward, 30 backward of the eager
+    loss (Liger-Kernel's benchmark table); a fused loss reads and writes the 2-byte logits once.
     """
     logits = shape.tokens * model.vocab / shape.tp
     operations: list[Operation] = [
         _norm("norm", shape.sharded_tokens * model.hidden, software),
         *_enter_tp(shape, model.hidden, "head"),
         Gemm("head", shape.tokens, model.vocab / shape.tp, model.hidden),
-        Elementwise("loss", (4 if software.fused_loss else 30) * logits, kernels=6),
+        Elementwise("loss", (4 if software.fused_loss else 22) * logits, kernels=6),
     ]
     if shape.tp > 1:  # maximum, picked logit and sum of each token, in fp32
         operations.append(Collective("loss reduce", "all_reduce", 12 * shape.tokens, "tp"))

@@ -151,7 +151,11 @@ def _weight_gather_s(
     if layout.shard.optimizer == 1 or (layout.shard.weights > 1 and layout.pp == 1):
         return 0.0
     total, one = sync_s(
-        "all_gather", parts, WEIGHT_BYTES, prices.job.software.bucket_bytes, prices.cluster
+        "all_gather",
+        parts,
+        WEIGHT_BYTES,
+        prices.job.software.gather_bucket_bytes,
+        prices.cluster,
     )
     if not prices.job.software.overlap_param_gather:
         return total

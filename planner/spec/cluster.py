@@ -47,6 +47,9 @@ class ScaleOutSpec(BaseModel):
     nics_per_node: PositiveInt
     nic_bytes_per_s: BytesPerS = Field(description="Line rate of one NIC, per direction.")
     latency_s: Seconds = Field(5e-6, description="One step between nodes, as NCCL counts it.")
+    ring_step_s: Seconds = Field(
+        3e-6, description="Time of one ring step on top of its bytes: 2.3-8 us on InfiniBand."
+    )
     efficiency: float = Field(0.92, gt=0, le=1, description="Share of line rate that rings reach.")
     all_to_all_efficiency: float = Field(0.7, gt=0, le=1)
     p2p_efficiency: float = Field(0.6, gt=0, le=1, description="One pair of GPUs over one NIC.")

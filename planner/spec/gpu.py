@@ -83,8 +83,8 @@ class GpuSpec(BaseModel):
     grouped_fraction: PositiveFloat = Field(
         0.7, le=1, description="Grouped (expert) product ÷ dense product of the same shape."
     )
-    flash2_fraction: PositiveFloat = Field(
-        1.0, le=1, description="FlashAttention 2 speed ÷ that of the attention curve."
+    flash_fraction: dict[int, float] = Field(
+        default_factory=dict, description="Speed of FlashAttention 1, 2 ÷ the attention curve."
     )
     launch_s: Seconds = Field(2e-6, description="Gap between two queued kernels.")
     gemm: dict[str, GemmCurve] = Field(default_factory=dict)

@@ -13,8 +13,9 @@ class SoftwareSpec(BaseModel):
 
     name: str = "torch"
     flash_attention: bool = True
-    flash_version: PositiveInt = Field(3, description="2 does not use Hopper's new units.")
-    fused_kernels: bool = Field(True, description="Fused norm, rotary, SwiGLU and softmax.")
+    flash_version: PositiveInt = Field(3, description="1, 2 or 3: kernels of one paper.")
+    fused_kernels: bool = Field(True, description="Fused rotary, SwiGLU, GeLU and softmax.")
+    fused_norm: bool = True
     fused_loss: bool = Field(False, description="Cross-entropy without an fp32 copy of logits.")
     dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")
     fused_gradient_accumulation: bool = Field(
@@ -25,6 +26,9 @@ class SoftwareSpec(BaseModel):
     )
     bucket_bytes: PositiveInt = Field(
         160_000_000, description="Gradient bytes of one reduction (Megatron-Core: 40M fp32)."
+    )
+    gather_bucket_bytes: PositiveInt = Field(
+        80_000_000, description="Weight bytes of one gathering after the optimizer."
     )
     gradient_bytes: PositiveInt = Field(4, description="Bytes of a main gradient: fp32 4, bf16 2.")
     optimizer_bytes: PositiveInt = Field(12, description="fp32 master, momentum, variance.")
@@ -42,6 +46,12 @@ class SoftwareSpec(BaseModel):
     overlap_expert: bool = Field(False, description="Dispatch hidden behind another micro-batch.")
     regather_sequence: bool = Field(
         True, description="SP keeps the shard and gathers again in backward (Megatron)."
+    )
+    stalled_step_s: float = Field(
+        0.0,
+        ge=0,
+        description="Added to each ring step of a TP collective while the pipeline waits for a "
+        "receive from another node.",
     )
     cpu_op_s: float = Field(6e-6, ge=0, description="Host time to issue one operator eagerly.")
     cuda_graphs: bool = False

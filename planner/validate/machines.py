@@ -49,15 +49,15 @@ def _net_gb_per_s(text: str, gpu: str, gpus_per_node: int) -> float:
     return count * gbps / 8 / gpus_per_node
 
 
-def _fabric(text: str) -> tuple[str, float, float]:
-    """Return (fabric, latency in seconds, efficiency): multiples of NCCL's 5 us per hop."""
+def _fabric(text: str) -> tuple[str, float, float, float]:
+    """Return (fabric, latency, efficiency, ring step): latencies in multiples of NCCL's 5 us."""
     if "EFA" in text:
-        return "efa", 15e-6, 0.85
+        return "efa", 15e-6, 0.85, 60e-6
     if "Ethernet" in text:
-        return "ethernet", 30e-6, 0.7
+        return "ethernet", 30e-6, 0.7, 30e-6
     if "Slingshot" in text:
-        return "slingshot", 10e-6, 0.85
-    return "ib", 5e-6, 0.92
+        return "slingshot", 10e-6, 0.85, 8e-6
+    return "ib", 5e-6, 0.92, 3e-6
 
 
 @lru_cache(maxsize=256)
@@ -74,7 +74,7 @@ def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int
         if measured:
             rate = float(measured[1])
         gpu = _without_collectives(gpu)
-    fabric, latency, efficiency = _fabric(inter)
+    fabric, latency, efficiency, ring_step = _fabric(inter)
     net = _net_gb_per_s(inter, gpu_name, gpus_per_node)
     return ClusterSpec(
         name=f"{gpu_name} x {gpus_per_node}",
@@ -88,6 +88,7 @@ def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int
             nics_per_node=gpus_per_node,
             nic_bytes_per_s=net * GB,
             latency_s=latency,
+            ring_step_s=ring_step,
             efficiency=efficiency,
         ),
     )
