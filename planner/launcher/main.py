@@ -1,0 +1,96 @@
+"""Command line of the launcher: read the plan, check it, train.
+
+Exit code 0: trained; 2: the plan cannot be executed or the arguments are wrong.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from .plan_file import PlanError, PlanFile, read_plan
+from .preflight import plan_problems, world_problems
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train the model of a plan on synthetic tokens, in the plan's layout.",
+    )
+    parser.add_argument("plan", type=Path, help="plan.json")
+    parser.add_argument("--backend", choices=("auto", "nccl", "gloo"), default="auto",
+                        help="gloo runs on CPUs; auto takes nccl where CUDA is")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
+    parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto",
+                        help="of the products; masters are fp32; auto: bf16 on CUDA")  # fmt: skip
+    parser.add_argument("--clip", type=float, default=0.0, help="gradient norm limit; 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and tokens")
+    parser.add_argument("--log", type=Path, help="append JSON lines to this file")
+    parser.add_argument("--timeout-s", type=float, default=600.0, help="of one collective")
+    parser.add_argument("--check", action="store_true", help="check the plan, start nothing")
+    return parser
+
+
+def _problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
+    found = plan_problems(plan)
+    if arguments.steps < 1:
+        found.append(f"--steps {arguments.steps} must be at least 1")
+    if arguments.check:
+        return found
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return [*found, "RANK and WORLD_SIZE are not set; start with launch.sh or torchrun"]
+    return found + world_problems(plan, int(os.environ["WORLD_SIZE"]))
+
+
+def _refuse(problems: list[str]) -> int:
+    """Say every problem once, not once per process; all processes leave with code 2."""
+    if os.environ.get("RANK", "0") == "0":
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _train(plan: PlanFile, arguments: argparse.Namespace) -> None:
+    """Run the steps; torch is imported here, after all checks."""
+    import torch
+
+    from . import log, runtime
+    from .train import Job, Options
+
+    nccl = arguments.backend == "nccl"
+    if arguments.backend == "auto":
+        nccl = torch.cuda.is_available()
+    bf16 = nccl if arguments.dtype == "auto" else arguments.dtype == "bf16"
+    options = Options(
+        steps=arguments.steps,
+        lr=arguments.lr,
+        optimizer=arguments.optimizer,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        seed=arguments.seed,
+        clip=arguments.clip,
+    )
+    process = runtime.start(plan.rank_map, "nccl" if nccl else "gloo", arguments.timeout_s)
+    report = log.Log(arguments.log, process.speaks)
+    device = torch.cuda.get_device_name(process.device) if nccl else "CPU (gloo)"
+    log.run(Job(plan, options, process.device), report, device)
+    runtime.finish()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit code; after training the process ends inside ``runtime.finish``."""
+    arguments = _parser().parse_args(argv)
+    try:
+        plan = read_plan(arguments.plan)
+    except PlanError as error:
+        return _refuse(error.problems)
+    if problems := _problems(plan, arguments):
+        return _refuse(problems)
+    if not arguments.check:
+        _train(plan, arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

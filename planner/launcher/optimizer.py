@@ -1,0 +1,57 @@
+"""The optimizer and gradient clipping over parameters that live on different meshes."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+_BETAS = (0.9, 0.95)
+_WEIGHT_DECAY = 0.1
+
+
+def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Return ``parameters`` grouped by their device mesh; torch's list operators need one mesh."""
+    groups: dict[object, list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups[mesh].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(name: str, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Return ``sgd`` (plain, exact for comparisons) or ``adamw``."""
+    groups = [{"params": group} for group in by_mesh(parameters)]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
+
+
+def gradient_norm(
+    parameters: list[nn.Parameter], pipeline: dist.ProcessGroup | None, device: torch.device
+) -> Tensor:
+    """Return the norm of the whole model's gradient, the same number on every rank.
+
+    ``parameters`` are this rank's, each weight of the model on one stage only.
+    """
+    squares = torch.zeros((), device=device)
+    for group in by_mesh(parameters):
+        gradients = [p.grad for p in group if p.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(total, DTensor):
+            total = total.full_tensor()
+        squares += total**2
+    if pipeline is not None:
+        dist.all_reduce(squares, group=pipeline)
+    return squares.sqrt()
+
+
+@torch.no_grad()
+def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, limit: float) -> None:
+    """Scale all gradients so that their ``norm`` is at most ``limit``."""
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0).item()
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)

@@ -1,0 +1,106 @@
+"""Every check that must pass before the first collective: a late one aborts or hangs, silently."""
+
+from .plan_file import PlanFile, StageConfig
+from .rules import Facts, broken_rules
+
+
+def facts(plan: PlanFile) -> Facts:
+    """Return the numbers that the rules ask about."""
+    model, layout = plan.model, plan.layout
+    return Facts(
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        ffn_hidden=model.ffn_hidden,
+        vocab=model.vocab,
+        positions=model.positions,
+        sliding_window=model.sliding_window,
+        moe=model.moe is not None,
+        mla=model.mla is not None,
+        mtp_layers=model.mtp_layers,
+        global_batch=plan.global_batch,
+        seq_len=plan.seq_len,
+        precision=plan.precision,
+        dropout=plan.dropout,
+        tp=layout.tp,
+        cp=layout.cp,
+        pp=layout.pp,
+        vpp=layout.vpp,
+        dp=layout.dp,
+        ep=layout.ep,
+        etp=layout.etp,
+        micro_batch=layout.micro_batch,
+        sequence_parallel=layout.sequence_parallel,
+        shard_weights=layout.shard_weights,
+        shard_gradients=layout.shard_gradients,
+        shard_optimizer=layout.shard_optimizer,
+    )
+
+
+def _size_problems(plan: PlanFile) -> list[str]:
+    """Zero sizes, which the divisibility rules could not even be asked about."""
+    sizes = {f"layout.{name}": value for name, value in vars(plan.layout).items()}
+    names = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab")
+    sizes |= {f"model.{name}": getattr(plan.model, name) for name in names}
+    sizes |= {"job.global_batch": plan.global_batch, "job.seq_len": plan.seq_len}
+    return [
+        f"{name}: {value} must be at least 1"
+        for name, value in sizes.items()
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1
+    ]
+
+
+def _own_problems(stage: StageConfig, number: int, expected: int, last: int) -> list[str]:
+    place, found = f"stages[{number}]", []
+    if stage.stage != number:
+        found.append(f"{place}: stage is {stage.stage}, must be {number}")
+    if stage.first_layer != expected:
+        found.append(f"{place}: first_layer is {stage.first_layer}, must be {expected}")
+    if stage.embedding != (number == 0):
+        found.append(f"{place}: the embedding belongs to stage 0")
+    if stage.head != (number == last):
+        found.append(f"{place}: the head belongs to stage {last}")
+    if stage.recompute_layers > stage.layers:
+        found.append(f"{place}: recompute_layers={stage.recompute_layers} of {stage.layers} layers")
+    if stage.layers == 0 and not stage.embedding and not stage.head:
+        found.append(f"{place}: holds nothing")
+    return found
+
+
+def _stage_problems(plan: PlanFile) -> list[str]:
+    """Stages must be in order, leave out no layer and hold something each."""
+    count = plan.layout.pp * plan.layout.vpp
+    if len(plan.stages) != count:
+        return [f"stages: {len(plan.stages)} listed, pp * vpp is {count}"]
+    found: list[str] = []
+    expected = 0
+    for number, stage in enumerate(plan.stages):
+        found += _own_problems(stage, number, expected, count - 1)
+        expected += stage.layers
+    if expected != plan.model.layers:
+        found.append(f"stages: hold {expected} layers, the model has {plan.model.layers}")
+    return found
+
+
+def plan_problems(plan: PlanFile) -> list[str]:
+    """Return every reason why this plan cannot be executed; empty when it can."""
+    if sizes := _size_problems(plan):
+        return sizes
+    found = broken_rules(facts(plan)) + _stage_problems(plan)
+    ranks = plan.layout.ranks
+    if sorted(plan.rank_map) != list(range(ranks)):
+        found.append(f"rank_map: {list(plan.rank_map)} is no order of the ranks 0 to {ranks - 1}")
+    expected = "interleaved_1f1b" if plan.layout.vpp > 1 else "1f1b"
+    if plan.schedule != expected:
+        found.append(f"schedule: {plan.schedule!r} is not executed with vpp={plan.layout.vpp}; "
+                     f"try {expected!r}")  # fmt: skip
+    return found
+
+
+def world_problems(plan: PlanFile, world_size: int) -> list[str]:
+    """Return the problem of a launch with the wrong number of processes, if it is one."""
+    ranks = plan.layout.ranks
+    if world_size == ranks:
+        return []
+    return [f"the plan has {ranks} ranks, {world_size} processes were started; start {ranks}"]

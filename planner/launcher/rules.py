@@ -1,0 +1,256 @@
+"""What this launcher can execute, as data: one record per rule, with its source.
+
+The search asks these rules about every layout and the launcher asks them again before its first
+collective, where a violation would abort or hang instead of raising.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """The numbers of model, job and layout that decide whether torch can run them.
+
+    Batch sizes are in sequences, lengths in tokens; shard sizes are ranks that share one copy.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_hidden: int
+    vocab: int
+    positions: int
+    sliding_window: int
+    moe: bool
+    mla: bool
+    mtp_layers: int
+    global_batch: int
+    seq_len: int
+    precision: str
+    dropout: bool
+    tp: int
+    cp: int
+    pp: int
+    vpp: int
+    dp: int
+    ep: int
+    etp: int
+    micro_batch: int
+    sequence_parallel: bool
+    shard_weights: int
+    shard_gradients: int
+    shard_optimizer: int
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one rank in one step."""
+        return self.global_batch // (self.dp * self.micro_batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One limit. ``broken`` is the cheap question; ``message`` is asked only when it says yes."""
+
+    id: str
+    torch: str
+    source: str
+    broken: Callable[[Facts], bool]
+    message: Callable[[Facts], str]
+
+
+def near(value: int, legal: Callable[[int], bool], most: int) -> str:
+    """Return the closest legal numbers below and above ``value``, as ``4 or 8``."""
+    below = next((str(n) for n in range(min(value - 1, most), 0, -1) if legal(n)), "")
+    above = next((str(n) for n in range(value + 1, most + 1) if legal(n)), "")
+    return " or ".join(filter(None, (below, above))) or "nothing else"
+
+
+def _interleaved(micro_batches: int, pp: int) -> bool:
+    return micro_batches % max(1, micro_batches // pp) == 0
+
+
+def _splits(number: int, what: str, f: Facts) -> str:
+    tried = near(f.tp, lambda n: number % n == 0, number)
+    return f"tp={f.tp} does not divide {what}={number}; try tp {tried}"
+
+
+def _batch(f: Facts) -> str:
+    share = f.dp * f.micro_batch
+    lower, upper = f.global_batch // share * share, -(-f.global_batch // share) * share
+    tried = " or ".join(str(n) for n in (lower, upper) if n)
+    return (
+        f"dp={f.dp} times micro_batch={f.micro_batch} is {share}, which does not divide "
+        f"global_batch={f.global_batch}; try global_batch {tried}"
+    )
+
+
+def _micro_batches(f: Facts) -> str:
+    least = f.dp * f.micro_batch * f.pp
+    return (
+        f"1F1B over pp={f.pp} needs at least {f.pp} micro-batches, "
+        f"global_batch={f.global_batch} gives {f.micro_batches}; "
+        f"try global_batch {least} or pp {f.micro_batches}"
+    )
+
+
+def _rounds(f: Facts) -> str:
+    tried = near(f.micro_batches, lambda n: _interleaved(n, f.pp), 2 * f.micro_batches + f.pp)
+    return (
+        f"interleaved 1F1B over pp={f.pp} cannot order {f.micro_batches} micro-batches "
+        f"(they must split into {f.micro_batches // f.pp} equal rounds); try {tried} of them"
+    )
+
+
+def _sequence(f: Facts) -> str:
+    tried = near(f.tp, lambda n: f.seq_len % n == 0, f.seq_len)
+    return f"sequence_parallel: tp={f.tp} does not divide seq_len={f.seq_len}; try tp {tried}"
+
+
+def _shard_dp(f: Facts) -> str:
+    tried = near(f.shard_optimizer, lambda n: f.dp % n == 0, f.dp)
+    return f"shard_optimizer={f.shard_optimizer} does not divide dp={f.dp}; try {tried}"
+
+
+def _shard_pp(f: Facts) -> str:
+    return (
+        f"pp={f.pp} with shard_weights={f.shard_weights}, shard_gradients={f.shard_gradients}: "
+        "a pipeline stage keeps whole weights and gradients until its last micro-batch; "
+        "try 1 for both (ZeRO-1)"
+    )
+
+
+_NEVER = "not executed by this version of the launcher"
+_PIPELINING = "torch/distributed/pipelining/schedules.py"
+_TENSOR = "torch/distributed/tensor/parallel/style.py"
+_FSDP = "torch/distributed/fsdp/_fully_shard"
+_OWN = "planner.launcher"
+
+# Order: first what is not executed at all, then tensor, batch, pipeline and sharding arithmetic.
+RULES: tuple[Rule, ...] = (
+    Rule("L1", ">=2.6", _OWN, lambda f: f.moe, lambda f: f"expert layers (moe) are {_NEVER}"),
+    Rule("L2", ">=2.6", _OWN, lambda f: f.mla, lambda f: f"latent attention (mla) is {_NEVER}"),
+    Rule(
+        "L3", ">=2.6", _OWN,
+        lambda f: f.mtp_layers > 0,
+        lambda f: f"mtp_layers={f.mtp_layers}: multi-token prediction is {_NEVER}; try 0",
+    ),
+    Rule(
+        "L4", ">=2.6", _OWN,
+        lambda f: 0 < f.sliding_window < f.seq_len,
+        lambda f: f"sliding_window={f.sliding_window} under seq_len={f.seq_len} is {_NEVER}; "
+        f"try seq_len {f.sliding_window}",
+    ),
+    Rule(
+        "L5", ">=2.6", _OWN,
+        lambda f: f.cp > 1,
+        lambda f: f"cp={f.cp}: context parallelism is {_NEVER}; try cp 1",
+    ),
+    Rule(
+        "L6", ">=2.6", _OWN,
+        lambda f: f.ep > 1 or f.etp > 1,
+        lambda f: f"ep={f.ep}, etp={f.etp}: expert parallelism is {_NEVER}; try 1 for both",
+    ),
+    Rule(
+        "L7", ">=2.6", _OWN,
+        lambda f: f.precision != "bf16",
+        lambda f: f"precision={f.precision!r} is {_NEVER}; try 'bf16'",
+    ),
+    Rule(
+        "L8", ">=2.6", _OWN,
+        lambda f: f.dropout,
+        lambda f: f"dropout is {_NEVER}; set software.dropout to false",
+    ),
+    Rule(
+        "L9", ">=2.6", _OWN,
+        lambda f: 0 < f.positions < f.seq_len,
+        lambda f: f"seq_len={f.seq_len} exceeds the {f.positions} learned positions; "
+        f"try seq_len {f.positions}",
+    ),
+    Rule(
+        "L10", ">=2.6", _OWN,
+        lambda f: f.positions == 0 and f.head_dim % 2 == 1,
+        lambda f: f"rotary positions turn pairs, head_dim={f.head_dim} is odd; "
+        f"try {f.head_dim - 1} or {f.head_dim + 1}",
+    ),
+    Rule(
+        "L11", ">=2.6", _TENSOR,
+        lambda f: f.heads % f.tp > 0,
+        lambda f: _splits(f.heads, "heads", f),
+    ),
+    Rule(
+        "L12", ">=2.6", _TENSOR,
+        lambda f: f.kv_heads % f.tp > 0,
+        lambda f: _splits(f.kv_heads, "kv_heads", f),
+    ),
+    Rule(
+        "L13", ">=2.6", _TENSOR,
+        lambda f: f.ffn_hidden % f.tp > 0,
+        lambda f: _splits(f.ffn_hidden, "ffn_hidden", f),
+    ),
+    Rule(
+        "L14", ">=2.6", f"{_TENSOR}; unequal shards abort gloo and hang NCCL",
+        lambda f: f.sequence_parallel and f.seq_len % f.tp > 0,
+        _sequence,
+    ),
+    Rule(
+        "L15", ">=2.6", f"{_OWN}.loss: every rank holds a part of the vocabulary",
+        lambda f: -(-f.vocab // f.tp) * (f.tp - 1) >= f.vocab,
+        lambda f: f"vocab={f.vocab} leaves a rank of tp={f.tp} without logits; try tp 1",
+    ),
+    Rule(
+        "L16", ">=2.6", f"{_PIPELINING}; unequal micro-batches deadlock",
+        lambda f: f.global_batch % (f.dp * f.micro_batch) > 0,
+        _batch,
+    ),
+    Rule(
+        "L17", ">=2.6", f"{_PIPELINING}: Schedule1F1B",
+        lambda f: f.vpp == 1 and 0 < f.micro_batches < f.pp,
+        _micro_batches,
+    ),
+    Rule(
+        "L18", ">=2.6", f"{_PIPELINING}: ScheduleInterleaved1F1B",
+        lambda f: f.vpp > 1 and not _interleaved(f.micro_batches, f.pp),
+        _rounds,
+    ),
+    Rule(
+        "L19", ">=2.6", _OWN,
+        lambda f: f.vpp > 1 and f.pp == 1,
+        lambda f: f"vpp={f.vpp} needs a pipeline, pp is 1; try vpp 1 or pp 2",
+    ),
+    Rule(
+        "L20", ">=2.6", f"{_OWN}: only the embedding and the head may have a stage of their own",
+        lambda f: f.pp * f.vpp > f.layers + 2,
+        lambda f: f"pp={f.pp} times vpp={f.vpp} stages exceed layers={f.layers} plus embedding "
+        f"and head; try pp*vpp {f.layers}",
+    ),
+    Rule(
+        "L21", ">=2.6", f"{_FSDP}: shard mesh",
+        lambda f: f.dp % f.shard_optimizer > 0,
+        _shard_dp,
+    ),
+    Rule(
+        "L22", ">=2.6", f"{_FSDP}: gradients are reduced straight into the optimizer's shards",
+        lambda f: f.shard_gradients not in (1, f.shard_optimizer),
+        lambda f: f"shard_gradients={f.shard_gradients} must be 1 or "
+        f"shard_optimizer={f.shard_optimizer}",
+    ),
+    Rule(
+        "L23", ">=2.6", f"{_FSDP}: reshard_after_forward",
+        lambda f: f.shard_weights > 1
+        and (f.shard_gradients != f.shard_optimizer or f.shard_optimizer % f.shard_weights > 0),
+        lambda f: f"shard_weights={f.shard_weights} needs shard_gradients and shard_optimizer "
+        f"equal and a multiple of it; got {f.shard_gradients} and {f.shard_optimizer}",
+    ),
+    Rule(
+        "L24", ">=2.6", "torch/distributed/pipelining/stage.py: backward_maybe_with_nosync",
+        lambda f: f.pp > 1 and (f.shard_weights > 1 or f.shard_gradients > 1),
+        _shard_pp,
+    ),
+)  # fmt: skip
+
+
+def broken_rules(facts: Facts) -> list[str]:
+    """Return one sentence for every rule that ``facts`` breaks, all at once."""
+    return [f"{rule.id}: {rule.message(facts)}" for rule in RULES if rule.broken(facts)]

@@ -1,0 +1,60 @@
+"""Process start and end: device, rank map, process group, and a clean exit."""
+
+import os
+import sys
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Process:
+    """The running process: its GPU slot (node-major), its rank, and its device."""
+
+    slot: int
+    rank: int
+    device: torch.device
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process prints and writes the log: slot 0, wherever rank 0 is."""
+        return self.slot == 0
+
+
+def remap_rank(environ: MutableMapping[str, str], rank_map: tuple[int, ...]) -> int:
+    """Give this GPU slot the rank the plan wants there; return the slot.
+
+    torchrun numbers processes by slot. Only the logical rank moves: the process keeps its GPU. It
+    must happen before the process group exists, because a device mesh silently sorts its ranks.
+    """
+    slot = int(environ["RANK"])
+    environ["RANK"] = str(rank_map[slot])
+    return slot
+
+
+def start(rank_map: tuple[int, ...], backend: str, timeout_s: float) -> Process:
+    """Remap this process, choose its device and join the process group."""
+    slot = remap_rank(os.environ, rank_map)
+    device = torch.device("cpu")
+    if backend == "nccl":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        backend,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if backend == "nccl" else None,
+    )
+    return Process(slot=slot, rank=dist.get_rank(), device=device)
+
+
+def finish() -> NoReturn:
+    """Leave without running destructors: threads of gloo sometimes abort at interpreter exit."""
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,145 @@
+"""Build the planned job and run its steps."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .data import rows
+from .loss import cross_entropy
+from .mesh import Grid, build_grid
+from .model import Decoder
+from .optimizer import build_optimizer, clip_gradients, gradient_norm
+from .parallel import shard_data, split_tensors
+from .plan_file import PlanFile
+from .runner import Loop, Loss, Pipeline, Runner
+from .tied import TiedCopies
+from .weights import initialise
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides and the plan does not."""
+
+    steps: int = 10
+    lr: float = 1e-3
+    optimizer: str = "adamw"
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    clip: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measured step, the same on every rank: the slowest rank's time, the mean loss."""
+
+    number: int
+    step_time_s: float
+    loss: float
+    gradient_norm: float | None
+
+
+class Job:
+    """The model of this rank, ready to train. Building it is collective."""
+
+    def __init__(self, plan: PlanFile, options: Options, device: torch.device) -> None:
+        self.plan, self.options, self.device = plan, options, device
+        self.grid = build_grid(plan, device)
+        self.runner, stages = self._build()
+        self.parameters = [p for stage in stages for p in stage.parameters()]
+        tied = plan.model.tied_embeddings and plan.layout.pp > 1
+        self.tied = TiedCopies(self.grid, stages) if tied else None
+        self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr)
+
+    def _build(self) -> tuple[Runner, list[Decoder]]:
+        plan, grid = self.plan, self.grid
+        numbers = range(grid.pp_rank, len(plan.stages), grid.pp)
+        stages = {n: build_stage(plan, n, grid, self.options, self.device) for n in numbers}
+        loss = _loss(plan, grid)
+        if grid.pp == 1:
+            return Loop(plan, stages[0], loss), list(stages.values())
+        pipeline = Pipeline(plan, grid, stages, loss, self.options.dtype, self.device)
+        return pipeline, list(stages.values())
+
+    def _batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return tokens and targets [rows, seq] of this rank's share of the global batch."""
+        plan = self.plan
+        count = plan.global_batch // plan.layout.dp
+        first = self.grid.dp_rank * count
+        batch = rows(first, count, number, self.options.seed, plan.seq_len, plan.model.vocab)
+        return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+
+    def _clip(self) -> float | None:
+        if not self.options.clip:
+            return None
+        copy = self.tied.head if self.tied is not None else None
+        counted = [p for p in self.parameters if p is not copy]
+        group = self.grid.mesh.get_group("pipeline") if self.grid.pp > 1 else None
+        norm = gradient_norm(counted, group, self.device)
+        clip_gradients(self.parameters, norm, self.options.clip)
+        return norm.item()
+
+    def _update(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor | None, float | None]:
+        self.optimizer.zero_grad()
+        loss = self.runner.step(tokens.to(self.device), targets.to(self.device))
+        if self.tied is not None:
+            self.tied.add_gradients()
+        norm = self._clip()
+        self.optimizer.step()
+        return loss, norm
+
+    def step(self, number: int) -> Step:
+        """Run one optimizer step; the batch is made before the clock starts."""
+        tokens, targets = self._batch(number)
+        self._wait()
+        begin = time.perf_counter()
+        loss, norm = self._update(tokens, targets)
+        self._wait()
+        seconds = time.perf_counter() - begin
+        return Step(number, self._slowest(seconds), self._mean(loss), norm)
+
+    def steps(self) -> Iterator[Step]:
+        """Run all steps, numbered from 1."""
+        for number in range(1, self.options.steps + 1):
+            yield self.step(number)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _slowest(self, seconds: float) -> float:
+        value = torch.tensor(seconds, dtype=torch.float64, device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value.item()
+
+    def _mean(self, loss: Tensor | None) -> float:
+        """Return the mean over the ranks that have a loss; they hold equal shares of the rows."""
+        pair = torch.zeros(2, dtype=torch.float64, device=self.device)
+        if loss is not None:
+            pair[0], pair[1] = loss.double(), 1.0
+        dist.all_reduce(pair)
+        return (pair[0] / pair[1]).item()
+
+
+def build_stage(
+    plan: PlanFile, number: int, grid: Grid, options: Options, device: torch.device
+) -> Decoder:
+    """Return stage ``number``, split, sharded and filled; no rank ever holds it whole."""
+    with torch.device("meta"):
+        stage = Decoder(plan.model, plan.stages[number])
+    if grid.tp > 1:
+        split_tensors(stage, grid.mesh["tensor"], plan.layout.sequence_parallel)
+    shard_data(stage, grid.data_mesh, plan.layout, options.dtype)
+    stage.to_empty(device=device)
+    initialise(stage, options.seed, tied_head=plan.model.tied_embeddings)
+    return stage
+
+
+def _loss(plan: PlanFile, grid: Grid) -> Loss:
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets, grid.tensor_group, plan.model.vocab)
+
+    return loss

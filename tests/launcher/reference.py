@@ -1,0 +1,54 @@
+"""The same training in one process with plain torch: no groups, no sharding, no micro-batches."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import nn
+
+from planner.launcher.data import rows
+from planner.launcher.model import Decoder
+from planner.launcher.plan_file import ModelConfig, StageConfig, parse_plan
+from planner.launcher.weights import initialise
+from planner.plan import Plan
+from planner.spec.model import ModelSpec
+
+Spoil = Callable[[Decoder], None]
+
+
+def whole_model(spec: ModelSpec, seed: int = 0) -> Decoder:
+    config = ModelConfig(**spec.model_dump())
+    stage = StageConfig(stage=0, first_layer=0, layers=spec.layers, embedding=True, head=True)
+    model = Decoder(config, stage)
+    initialise(model, seed, tied_head=spec.tied_embeddings)
+    return model
+
+
+def reference_losses(
+    plan: Plan,
+    steps: int = 3,
+    lr: float = 0.5,
+    optimizer: str = "sgd",
+    clip: float = 0.0,
+    spoil: Spoil = lambda model: None,
+) -> list[float]:
+    """Return the loss of each step; ``spoil`` may damage the gradients before the update."""
+    config = parse_plan(plan.model_dump(mode="json"))
+    model = whole_model(plan.model)
+    update: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    if optimizer == "adamw":
+        betas, decay = (0.9, 0.95), 0.1
+        update = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=decay)
+    losses = []
+    for step in range(1, steps + 1):
+        batch = rows(0, config.global_batch, step, 0, config.seq_len, config.model.vocab)
+        logits = model(batch[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        update.zero_grad()
+        loss.backward()
+        spoil(model)
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        update.step()
+        losses.append(loss.item())
+    return losses
