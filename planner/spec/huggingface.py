@@ -252,6 +252,12 @@ def _conflicts(config: HuggingFaceConfig, needed: dict[str, str]) -> Iterator[tu
         nothing = own == "q_lora_rank" and own in config.model_fields_set  # null: no latent query
         if getattr(config, own) is None and not nothing:
             yield field, "missing; add it, this architecture has no size without it"
+    experts_field = needed.get("experts", "")
+    if config.experts == 0 and experts_field not in (
+        "",
+        "num_experts",
+    ):  # Qwen without experts is dense
+        yield experts_field, "0 is not accepted; write a number greater than 0"
     heads, kv_heads = config.heads, config.kv_heads or config.heads
     if config.head_dim is None and config.kv_lora_rank is None and config.hidden % heads:
         fix = f"give head_dim, or a multiple such as {-(-config.hidden // heads) * heads}"

@@ -21,6 +21,11 @@ class SoftwareSpec(BaseModel):
     fused_gradient_accumulation: bool = Field(
         True, description="The weight-gradient product adds to the fp32 gradient itself."
     )
+    selective_recomputes_products: bool = Field(
+        False,
+        description="Selective recompute repeats every other product and all element-wise kernels "
+        "(torch) instead of the attention core (Megatron).",
+    )
     balanced_stages: bool = Field(
         False, description="Stages are split by matrix sizes, the output matrix included."
     )
