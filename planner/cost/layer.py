@@ -27,7 +27,7 @@ from planner.model.operations import (
     moe_operations,
 )
 from planner.spec.cluster import ClusterSpec
-from planner.spec.job import JobSpec
+from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 
 # Compute runs slower while NCCL holds some SMs: mean 0.19 over GPT and LLaMA on A100, H100, MI210
@@ -124,8 +124,8 @@ class Prices:
         again = Seconds()
         if recompute is Recompute.FULL:
             again = forward
-        elif recompute is Recompute.SELECTIVE and not software.flash_attention:
-            again = self._pass(core, groups, stalled)
+        elif recompute is Recompute.SELECTIVE:
+            again = self._pass(_selected(operations, core, software), groups, stalled)
         return PassCost(
             forward, self._pass(reverse, groups, stalled).plus(again), again.total
         )
@@ -189,6 +189,20 @@ class Prices:
 def _kind(name: str) -> str:
     """Return what a hidden collective can name: ``dgrad``, ``wgrad`` or ``attention``."""
     return "attention" if name.startswith("attention") else name.rpartition(" ")[2]
+
+
+def _selected(
+    operations: list[Operation], core: list[Operation], software: SoftwareSpec
+) -> list[Operation]:
+    """Return what selective recompute repeats: the attention core, or torch's choice.
+
+    Megatron repeats the core, which a fused attention does inside its own backward pass. torchtitan
+    (``activation_checkpoint.py``) keeps every other product and the attention output.
+    """
+    if software.selective_recomputes_products:
+        products = [op for op in operations if isinstance(op, Gemm)]
+        return [*products[::2], *(op for op in operations if isinstance(op, Elementwise))]
+    return [] if software.flash_attention else core
 
 
 def _groups(layout: Layout, cluster: ClusterSpec) -> dict[str, Group]:

@@ -99,7 +99,10 @@ def layer_bytes(
     if software.dropout:
         kept += shape.sharded_tokens * model.hidden
     rest = _moe_bytes if moe_layer else _dense_bytes
-    return kept + rest(model, shape, software)
+    kept += rest(model, shape, software)
+    if recompute is Recompute.SELECTIVE and software.selective_recomputes_products:
+        return kept / 2  # every other product keeps its output
+    return kept
 
 
 def head_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:

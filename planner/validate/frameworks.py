@@ -32,6 +32,7 @@ _FSDP = SoftwareSpec(
     name="torch-fsdp",
     flash_version=2,
     fused_gradient_accumulation=False,
+    selective_recomputes_products=True,
     regather_sequence=False,
     overlap_tp_wgrad=False,
     reduce_bytes=2,
@@ -54,7 +55,13 @@ class Defaults:
 # First match wins; patterns are searched in the framework cell.
 _TABLE: tuple[tuple[str, Defaults], ...] = (
     (r"Bridge", Defaults(_MEGATRON_CORE, 1, "none", True)),
-    (r"NeMo", Defaults(_MEGATRON_CORE, 1, "none", True)),
+    # 2024 containers: fused attention of FlashAttention 2 speed on Hopper
+    (
+        r"NeMo",
+        Defaults(
+            _MEGATRON_CORE.model_copy(update={"name": "nemo", "flash_version": 2}), 1, "none", True
+        ),
+    ),
     (r"Megatron-Core", Defaults(_MEGATRON_CORE, 1, "none", True)),
     (
         r"nanotron",
