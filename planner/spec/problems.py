@@ -23,6 +23,7 @@ _REMEDIES = {
     "bool_parsing": "write true or false",
     "string_type": "write text",
     "literal_error": "write one of {expected}",
+    "too_short": "write at least {min_length} of them",
     "enum": "write one of {expected}",
     "model_type": "write one field per line below it",
     "model_attributes_type": "write one field per line below it",

@@ -236,7 +236,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_write_into_missing_folder(tmp_path):
-    with pytest.raises(SpecError, match="cannot be written.*name a file in a writable folder"):
+    with pytest.raises(SpecError, match=r"cannot be written.*name a file in a writable folder"):
         write_whole(tmp_path / "no" / "plan.json", "x")
 
 
