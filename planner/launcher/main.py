@@ -87,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(error.problems)
     if problems := _problems(plan, arguments):
         return _refuse(problems)
-    if not arguments.check:
+    if arguments.check:
+        print(f"{arguments.plan}: can be executed on {plan.layout.ranks} ranks")
+    else:
         _train(plan, arguments)
     return 0
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,6 +10,8 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,26 @@ def remap_rank(environ: MutableMapping[str, str], rank_map: tuple[int, ...]) -> 
     return slot
 
 
+def _own_device(local_rank: int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        print(
+            f"error: local rank {local_rank} has no GPU, this node shows {gpus}; "
+            "lower NPROC_PER_NODE or use --backend gloo",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
 def start(rank_map: tuple[int, ...], backend: str, timeout_s: float) -> Process:
     """Remap this process, choose its device and join the process group."""
     slot = remap_rank(os.environ, rank_map)
-    device = torch.device("cpu")
-    if backend == "nccl":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    # FSDP warns that its outputs must not be changed in place; nothing here does
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    device = _own_device(int(os.environ["LOCAL_RANK"])) if backend == "nccl" else _CPU
     dist.init_process_group(
         backend,
         timeout=timedelta(seconds=timeout_s),

@@ -45,7 +45,7 @@ def reference_losses(
         logits = model(batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         update.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         spoil(model)
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)

@@ -1,0 +1,172 @@
+"""Write a plan as a directory that trains it with torch alone: launcher, scripts, plan."""
+
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from planner.errors import LayoutError, SpecError
+from planner.formats.files import write_whole
+from planner.launcher.plan_file import PlanError, parse_plan
+from planner.launcher.preflight import plan_problems
+from planner.plan import Plan
+
+_PROGRAM = '''"""Start the launcher beside this file; launch.sh runs it once per GPU."""
+
+import sys
+
+from launcher.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
+
+_LAUNCH = Template("""#!/usr/bin/env bash
+# Trains plan.json on $ranks ranks; all arguments go to train.py (--help lists them).
+# Environment: NNODES NPROC_PER_NODE NODE_RANK MASTER_ADDR MASTER_PORT PYTHON OMP_NUM_THREADS.
+# Without a GPU: bash launch.sh --backend gloo   (all $ranks ranks on this machine)
+set -euo pipefail
+
+here="$$(cd -- "$$(dirname -- "$${BASH_SOURCE[0]}")" && pwd)"
+python="$${PYTHON:-python3}"
+ranks=$ranks
+
+case " $$* " in
+  *" --check "* | *" --help "* | *" -h "*)
+    exec "$$python" "$$here/train.py" "$$here/plan.json" "$$@" ;;
+esac
+case " $$* " in
+  *" --backend gloo "* | *" --backend=gloo "*)
+    if [ -z "$${NNODES:-}" ]; then NNODES=1 NPROC_PER_NODE="$${NPROC_PER_NODE:-$$ranks}"; fi ;;
+esac
+NNODES="$${NNODES:-$nodes}"
+NPROC_PER_NODE="$${NPROC_PER_NODE:-$per_node}"
+export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"
+
+if [ "$$((NNODES * NPROC_PER_NODE))" -ne "$$ranks" ]; then
+  echo "error: NNODES=$$NNODES times NPROC_PER_NODE=$$NPROC_PER_NODE is not the plan's" \\
+    "$$ranks ranks; set NNODES=$nodes NPROC_PER_NODE=$per_node" >&2
+  exit 2
+fi
+"$$python" "$$here/train.py" "$$here/plan.json" --check "$$@" >/dev/null
+
+if [ "$$NNODES" -eq 1 ] && [ -z "$${MASTER_PORT:-}" ]; then
+  meet=(--standalone)
+elif [ "$$NNODES" -gt 1 ] && { [ -z "$${NODE_RANK:-}" ] || [ -z "$${MASTER_ADDR:-}" ]; }; then
+  echo "error: $$NNODES nodes: set NODE_RANK (0 to $$((NNODES - 1))) and MASTER_ADDR (host of" \\
+    "node 0) on each, or submit job.sbatch" >&2
+  exit 2
+else
+  # static rendezvous: node ranks, and with them the plan's rank map, hold as given
+  meet=(--node-rank "$${NODE_RANK:-0}" --master-addr "$${MASTER_ADDR:-127.0.0.1}"
+    --master-port "$${MASTER_PORT:-29500}")
+fi
+exec "$$python" -m torch.distributed.run --nnodes "$$NNODES" --nproc-per-node "$$NPROC_PER_NODE" \\
+  "$${meet[@]}" -- "$$here/train.py" "$$here/plan.json" "$$@"
+""")
+
+_SBATCH = Template("""#!/usr/bin/env bash
+#SBATCH --job-name=$name
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=$per_node
+#SBATCH --exclusive
+# Submit from this directory: sbatch job.sbatch [arguments of train.py]
+# Slurm runs a copy of this file, so the bundle is where the job was submitted, or in BUNDLE.
+set -euo pipefail
+
+export BUNDLE="$${BUNDLE:-$$SLURM_SUBMIT_DIR}"
+nodes="$$(scontrol show hostnames "$$SLURM_JOB_NODELIST")"
+export MASTER_ADDR="$${nodes%%$$'\\n'*}"
+export MASTER_PORT="$${MASTER_PORT:-29500}"
+export NNODES=$nodes NPROC_PER_NODE=$per_node
+# one launcher per node; slots are numbered in Slurm's node order
+srun --kill-on-bad-exit=1 bash -c \\
+  'NODE_RANK="$$SLURM_NODEID" exec bash "$$BUNDLE/launch.sh" "$$@"' launch "$$@"
+""")
+
+_README = Template("""$title
+
+One planned training job. It needs Python 3.11 and torch 2.6 or later, nothing else.
+
+  bash launch.sh                   train on $nodes node(s) of $per_node GPU(s)
+  bash launch.sh --backend gloo    the same layout on the CPUs of this machine, $ranks processes
+  bash launch.sh --check           check the plan, start nothing
+  sbatch job.sbatch --steps 50     the same under Slurm
+  bash launch.sh --log run.jsonl   step times, losses and memory as JSON lines
+
+With several nodes and no Slurm, set NODE_RANK and MASTER_ADDR on each node.
+
+  plan.json    layout, stages, rank map, and the estimate that is printed beside the measurement
+  launcher/    the program; it reads plan.json and imports torch only
+  train.py     its start
+
+Tokens are synthetic and weights random: the run measures the layout, it trains nothing useful.
+""")
+
+
+def node_grid(plan: Plan) -> tuple[int, int]:
+    """Return (nodes, ranks per node) the plan fills; raise ``LayoutError`` when nodes differ."""
+    ranks, per_node = len(plan.rank_map), plan.cluster.gpus_per_node
+    if ranks <= per_node:
+        return 1, ranks
+    if ranks % per_node:
+        raise LayoutError(
+            f"{ranks} ranks leave the last node of {per_node} GPUs part empty; "
+            f"torchrun starts as many on each, try {ranks // per_node * per_node} ranks"
+        )
+    return ranks // per_node, per_node
+
+
+def _title(plan: Plan) -> str:
+    layout = plan.layout.model_dump(exclude_defaults=True)
+    degrees = " ".join(f"{name}={value}" for name, value in layout.items())
+    return f"{plan.model.name} on {len(plan.rank_map)} x {plan.cluster.gpu.name}: {degrees}".rstrip(
+        ": "
+    )
+
+
+def _contents(plan: Plan) -> dict[str, str]:
+    """Return path and text of every file; launch.sh last, so a bundle that has it is complete."""
+    nodes, per_node = node_grid(plan)
+    values = {
+        "ranks": len(plan.rank_map),
+        "nodes": nodes,
+        "per_node": per_node,
+        "name": re.sub(r"[^A-Za-z0-9_.-]+", "-", plan.model.name),
+        "title": _title(plan),
+    }
+    files = {"plan.json": plan.model_dump_json(indent=2) + "\n", "train.py": _PROGRAM}
+    for source in resources.files("planner.launcher").iterdir():
+        if source.name.endswith(".py"):
+            files[f"launcher/{source.name}"] = source.read_text(encoding="utf-8")
+    files["README.txt"] = _README.substitute(values)
+    files["job.sbatch"] = _SBATCH.substitute(values)
+    files["launch.sh"] = _LAUNCH.substitute(values)
+    return files
+
+
+def _refuse_to_overwrite(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise SpecError(f"{directory}: is a file; name a directory for the bundle")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise SpecError(f"{directory}: is not empty; name a new directory, or allow overwriting")
+
+
+def write_bundle(plan: Plan, directory: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write the program, scripts and plan into ``directory``; return the files.
+
+    Raises ``LayoutError`` with every reason why the launcher cannot run the plan, and
+    ``SpecError`` rather than write into a directory that holds something, unless ``overwrite``.
+    """
+    try:
+        problems = plan_problems(parse_plan(plan.model_dump(mode="json")))
+    except PlanError as error:
+        problems = error.problems
+    if problems:
+        raise LayoutError(problems)
+    files = _contents(plan)
+    if not overwrite:
+        _refuse_to_overwrite(directory)
+    scripts = ("launch.sh", "job.sbatch")
+    return [write_whole(directory / name, text, name in scripts) for name, text in files.items()]

@@ -1,0 +1,48 @@
+"""Which layouts the torch launcher can execute: its own rules, asked about the planner's records.
+
+The rules live with the program they limit (``planner.launcher.rules``), so the search, the export
+and the launcher's check before its first collective can never disagree. No torch is imported.
+"""
+
+from planner.launcher.rules import Facts, broken_rules
+from planner.layout.layout import Layout
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+
+
+def torch_target_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
+    """Return one sentence for every rule the layout breaks on the torch target; empty when legal.
+
+    Each names the rule, the numbers at fault and legal ones near. Some microseconds per call.
+    """
+    shard = layout.shard
+    facts = Facts(
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        ffn_hidden=model.ffn_hidden,
+        vocab=model.vocab,
+        positions=model.positions,
+        sliding_window=model.sliding_window,
+        moe=model.moe is not None,
+        mla=model.mla is not None,
+        mtp_layers=model.mtp_layers,
+        global_batch=job.global_batch,
+        seq_len=job.seq_len,
+        precision=job.precision,
+        dropout=job.software.dropout,
+        tp=layout.tp,
+        cp=layout.cp,
+        pp=layout.pp,
+        vpp=layout.vpp,
+        dp=layout.dp,
+        ep=layout.ep,
+        etp=layout.etp,
+        micro_batch=layout.micro_batch,
+        sequence_parallel=layout.sequence_parallel,
+        shard_weights=shard.weights,
+        shard_gradients=shard.gradients,
+        shard_optimizer=shard.optimizer,
+    )
+    return broken_rules(facts)
