@@ -6,6 +6,7 @@ import numpy as np
 
 from planner.cost.collectives import send_recv_s
 from planner.cost.data_parallel import ParameterShares, optimizer_s, shares, sync_s
+from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
 from planner.layout.layout import Layout
 from planner.memory.estimate import (
@@ -182,6 +183,7 @@ def estimate_step(
         np.full(max(0, len(costs) - 1), hop),
         job.software.overlap_pipeline,
     )
+    stall = slow_node_stall_s(job.software, layout, cluster, micro_batches)
     tails = []
     for rank in range(layout.pp):
         parts = _rank_parameters(prices, layout, stages, rank)
@@ -189,7 +191,7 @@ def estimate_step(
         gradient = _gradient_tail_s(prices, layout, parts, sum(c.backward_s for c in mine))
         weights = _weight_gather_s(prices, layout, parts, sum(c.forward_s for c in mine))
         update = optimizer_s(parts, layout, job.software, cluster)
-        end = float(pipeline.last_backward_end_s[rank])
+        end = float(pipeline.last_backward_end_s[rank]) + stall
         tails.append((end + gradient + weights + update, gradient + weights, update, rank))
     total, data_parallel, update, slowest = max(tails)
     parts_s = _attribute(costs[slowest :: layout.pp], micro_batches, total, data_parallel, update)

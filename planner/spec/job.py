@@ -58,6 +58,10 @@ class SoftwareSpec(BaseModel):
         description="Added to each ring step of a TP collective while the pipeline waits for a "
         "receive from another node.",
     )
+    slow_node_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of nodes whose pipeline messages take far too long."
+    )
+    slow_node_message_s: float = Field(0.0, ge=0, description="Seconds of one such message.")
     cpu_op_s: float = Field(6e-6, ge=0, description="Host time to issue one operator eagerly.")
     cuda_graphs: bool = False
 

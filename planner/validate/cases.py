@@ -170,6 +170,14 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
     )  # fmt: skip
 
 
+def _is_modern(row: dict[str, str]) -> bool:
+    """Whether a run uses what came with Megatron-Core and Hopper."""
+    newer = re.match(r"(GB?[23]00|B[23]00|H[12]00|H800)", row.get("gpu", ""))
+    eight_bit = "8" in row.get("precision", "") or "fp4" in row.get("precision", "")
+    parallel = (number(row, "cp") or 1) > 1 or (number(row, "n_experts") or 0) > 1
+    return bool(newer) or eight_bit or parallel
+
+
 def read_case(row: dict[str, str]) -> Case:
     """Return the case of a row; raises Skip with the reason where there is none."""
     cells = _Cells(row)
@@ -181,7 +189,7 @@ def read_case(row: dict[str, str]) -> Case:
     if row.get("task", "pretrain") not in ("", "pretrain", "sft"):
         raise Skip(f"task {row['task']} is not estimated yet")
     gpus = cells.need("n_gpus")
-    defaults = defaults_for(row.get("framework", ""), notes)
+    defaults = defaults_for(row.get("framework", ""), notes, _is_modern(row))
     seq_len = cells.need("seq_len")
     global_batch = cells.need("gbs")
     try:

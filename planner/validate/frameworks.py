@@ -81,6 +81,10 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
                 # 0.39-0.6 ms per step over tp 2-32, hidden 2048-8192, where the pipeline crosses
                 # nodes; absent inside a node and at tp 1. Cause not established.
                 stalled_step_s=0.42e-3,
+                # Runs with pipelines lose 1.05 s per micro-batch (0.53 s with two stages) in 1 of
+                # 4 cases on 8-16 nodes, half on 32, nearly all on 64: a few slow nodes.
+                slow_node_share=0.025,
+                slow_node_message_s=0.265,
             ),
             1,
             "none",
@@ -135,8 +139,14 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
 )
 
 
-def defaults_for(framework: str, notes: str) -> Defaults:
-    """Return the defaults of ``framework``, refined by what the run's notes say of its kernels."""
+def defaults_for(framework: str, notes: str, modern: bool = False) -> Defaults:
+    """Return the defaults of ``framework``, refined by what the run's notes say of its kernels.
+
+    ``modern``: the run uses what Megatron-LM has only since Megatron-Core (8-bit precision, experts,
+    context parallelism, Hopper or newer GPUs).
+    """
+    if modern and framework == "Megatron-LM":
+        framework = "Megatron-Core"
     found = next(entry for pattern, entry in _TABLE if re.search(pattern, framework))
     changes: dict[str, object] = {}
     kernels = re.search(r"kernels: ([^;]*)", notes)
