@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -54,29 +55,33 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("parse", "text", "value"), READ)
-def test_reads_what_people_write(parse, text, value):
+def test_reads_what_people_write(
+    parse: Callable[[object], float], text: object, value: float
+) -> None:
     assert parse(text) == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize(("parse", "text", "said"), REFUSED)
-def test_refuses_and_says_what_is_right(parse, text, said):
+def test_refuses_and_says_what_is_right(
+    parse: Callable[[object], float], text: object, said: str
+) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         parse(text)
 
     assert said in str(caught.value)
 
 
-def test_a_bit_is_not_a_byte():
+def test_a_bit_is_not_a_byte() -> None:
     assert parse_rate("400 Gb/s") * 8 == parse_rate("400 GB/s")
 
 
 @given(st.integers(min_value=0, max_value=10**15))
-def test_whole_bytes_survive(size):
+def test_whole_bytes_survive(size: int) -> None:
     assert parse_bytes(size) == size
     assert parse_bytes(f"{size} B") == size
 
 
-def test_formats():
+def test_formats() -> None:
     assert format_bytes(80 * GIB) == "80.0 GiB"
     assert format_bytes(80 * GB) == "74.5 GiB"
     assert [format_s(x) for x in (12.345, 0.0123, 4.5e-6, 7e-9, 0.0)] == [

@@ -3,6 +3,8 @@
 import json
 import os
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,7 +71,7 @@ VARIANTS = [
 ]
 
 
-def transformers_count(path):
+def transformers_count(path: Path) -> int:
     """Parameters of the model that transformers builds from a config file; nothing is downloaded.
 
     The balancing bias of DeepSeek-V3 is a parameter in some versions and a buffer in others; no
@@ -92,24 +94,26 @@ def transformers_count(path):
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_shipped_models_have_as_many_parameters_as_in_transformers(name):
+def test_shipped_models_have_as_many_parameters_as_in_transformers(name: str) -> None:
     assert total_parameters(load_model(name)) == transformers_count(SHIPPED / f"{name}.json")
 
 
 @pytest.mark.parametrize(("name", "changes"), VARIANTS)
-def test_every_switch_counts_as_in_transformers(tmp_path, name, changes):
+def test_every_switch_counts_as_in_transformers(
+    tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads((SHIPPED / f"{name}.json").read_text()) | changes))
 
     assert total_parameters(load_model(path)) == transformers_count(path)
 
 
-def model(**changes):
+def model(**changes: Any) -> ModelSpec:
     fields = {"name": "m", "layers": 4, "hidden": 64, "heads": 8, "kv_heads": 2, "head_dim": 8}
     return ModelSpec.model_validate(fields | {"ffn_hidden": 256, "vocab": 1000} | changes)
 
 
-def test_one_layer_by_hand():
+def test_one_layer_by_hand() -> None:
     layer = layer_parameters(model(), moe_layer=False)
 
     assert layer.attention == 64 * (64 + 2 * 16) + 64 * 64
@@ -119,7 +123,7 @@ def test_one_layer_by_hand():
     assert layer.total == layer.attention + layer.mlp + layer.replicated
 
 
-def test_one_expert_layer_by_hand():
+def test_one_expert_layer_by_hand() -> None:
     moe = MoESpec(experts=8, top_k=2, ffn_hidden=32, shared_ffn_hidden=48, shared_gate=True)
 
     layer = layer_parameters(model(moe=moe), moe_layer=True)
@@ -129,13 +133,13 @@ def test_one_expert_layer_by_hand():
     assert layer.replicated == 2 * 64 + 8 * 64 + 64
 
 
-def test_embedding_and_head():
+def test_embedding_and_head() -> None:
     assert embedding_parameters(model(positions=50)) == 1050 * 64
     assert head_parameters(model()) == 64 + 1000 * 64
     assert head_parameters(model(tied_embeddings=True, norm_bias=True)) == 2 * 64
 
 
-def test_active_parameters_by_name():
+def test_active_parameters_by_name() -> None:
     """The numbers in the names of the models, in billions."""
     for name, billions in [
         ("qwen3-30b-a3b", 3.3),
@@ -146,7 +150,7 @@ def test_active_parameters_by_name():
     assert active_parameters(load_model("llama-3-8b")) == total_parameters(load_model("llama-3-8b"))
 
 
-def test_prediction_layers_are_left_out():
+def test_prediction_layers_are_left_out() -> None:
     assert total_parameters(model(mtp_layers=1)) == total_parameters(model())
 
 
@@ -156,7 +160,7 @@ def test_prediction_layers_are_left_out():
     first=st.integers(0, 4),
     dense=st.sets(st.integers(0, 3)),
 )
-def test_layers_add_up(experts, every, first, dense):
+def test_layers_add_up(experts: int, every: int, first: int, dense: set[int]) -> None:
     moe = MoESpec(
         experts=experts,
         top_k=1,

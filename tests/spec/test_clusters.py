@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -33,7 +35,7 @@ host: {memory_bytes: 1 TB, gpu_link_bytes_per_s: 50 GB/s}
 """
 
 
-def refused(tmp_path, text):
+def refused(tmp_path: Path, text: str) -> tuple[str, ...]:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(SpecError) as caught:
@@ -42,22 +44,25 @@ def refused(tmp_path, text):
 
 
 @pytest.mark.parametrize(("name", "gpu", "per_node", "domain", "net_gb", "latency_us"), SHIPPED)
-def test_shipped_clusters(name, gpu, per_node, domain, net_gb, latency_us):
+def test_shipped_clusters(
+    name: str, gpu: str, per_node: int, domain: int, net_gb: float, latency_us: float
+) -> None:
     cluster = load_cluster(name)
     net = cluster.scale_out
 
+    assert net is not None
     assert (cluster.gpu.name, cluster.gpus_per_node, cluster.domain_gpus) == (gpu, per_node, domain)
     assert net.nics_per_node * net.nic_bytes_per_s / per_node == pytest.approx(net_gb * 1e9)
     assert net.latency_s == pytest.approx(latency_us * 1e-6)
 
 
-def test_workstation_is_one_gpu():
+def test_workstation_is_one_gpu() -> None:
     assert load_cluster("workstation").gpus == 1
     assert load_cluster("workstation").scale_out is None
 
 
 @pytest.mark.parametrize("name", cluster_names())
-def test_every_value_has_a_source(name):
+def test_every_value_has_a_source(name: str) -> None:
     cluster = load_cluster(name)
 
     stated = cluster.model_fields_set - {"name", "nodes", "sources"}
@@ -65,12 +70,12 @@ def test_every_value_has_a_source(name):
     assert stated == cluster.sources.keys()
 
 
-def test_ten_clusters_ship():
+def test_ten_clusters_ship() -> None:
     assert len(cluster_names()) == 10
     assert cluster_names() == tuple(sorted(cluster_names()))
 
 
-def test_own_file_with_a_gpu_by_name(tmp_path):
+def test_own_file_with_a_gpu_by_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(FILE)
 
@@ -79,10 +84,11 @@ def test_own_file_with_a_gpu_by_name(tmp_path):
     assert cluster == load_cluster(str(path))
     assert cluster.gpu == load_gpu("H100-SXM-80GB")
     assert cluster.gpus == 16
+    assert cluster.scale_out is not None
     assert cluster.scale_out.nic_bytes_per_s == 25e9
 
 
-def test_own_file_with_a_gpu_in_full(tmp_path):
+def test_own_file_with_a_gpu_in_full(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     gpu = "{name: X1, memory_bytes: 64 GB, hbm_bytes_per_s: 2 TB/s, sm_count: 100, "
     path.write_text(FILE.replace("H100", gpu + "peak_flops: {bf16: 300 TFLOP/s}}"))
@@ -93,7 +99,7 @@ def test_own_file_with_a_gpu_in_full(tmp_path):
     assert cluster.gpu.gemm == {}
 
 
-def test_plans_may_repeat_a_cluster():
+def test_plans_may_repeat_a_cluster() -> None:
     cluster = load_cluster("dgx-h100")
 
     assert ClusterSpec.model_validate_json(cluster.model_dump_json()) == cluster
@@ -117,14 +123,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("old", "new", "said"), BAD)
-def test_bad_cluster_files(tmp_path, old, new, said):
+def test_bad_cluster_files(tmp_path: Path, old: str, new: str, said: str) -> None:
     problems = refused(tmp_path, FILE.replace(old, new))
 
     assert any(said in problem for problem in problems), problems
     assert all(problem.startswith(f"{tmp_path / 'mine.yaml'}:") for problem in problems)
 
 
-def test_nodes_need_a_network(tmp_path):
+def test_nodes_need_a_network(tmp_path: Path) -> None:
     lines = [line for line in FILE.splitlines() if "nic" not in line and "fabric" not in line]
     text = "\n".join(line for line in lines if line != "scale_out:")
 
@@ -141,14 +147,14 @@ def test_nodes_need_a_network(tmp_path):
         ("folder/c.yaml", "folder/c.yaml: no such file; check the path"),
     ],
 )
-def test_unknown_names(name, said):
+def test_unknown_names(name: str, said: str) -> None:
     with pytest.raises(SpecError) as caught:
         load_cluster(name)
 
     assert said in str(caught.value)
 
 
-def test_domains_may_hold_parts_or_many_nodes():
+def test_domains_may_hold_parts_or_many_nodes() -> None:
     cluster = load_cluster("dgx-h100")
     for domain in (1, 2, 4, 8, 16, 64):
         changed = cluster.model_dump() | {"domain_gpus": domain}

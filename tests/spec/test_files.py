@@ -1,5 +1,6 @@
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,19 +39,19 @@ class Bike(BaseModel):
 GOOD = "name: city\nload_bytes: 20 MB\nwheels:\n  - {spokes: 32}\n"
 
 
-def write(folder, text, name="bike.yaml"):
+def write(folder: Path, text: str, name: str = "bike.yaml") -> Path:
     path = folder / name
     path.write_text(text)
     return path
 
 
-def refused(path, record=Bike):
+def refused(path: Path, record: type[BaseModel] = Bike) -> tuple[str, ...]:
     with pytest.raises(SpecError) as caught:
         load(record, path)
     return caught.value.problems
 
 
-def test_reads_yaml_and_json(tmp_path):
+def test_reads_yaml_and_json(tmp_path: Path) -> None:
     yaml = load(Bike, write(tmp_path, GOOD))
     text = '{"name": "city", "load_bytes": "20 MB", "wheels": [{"spokes": 32}]}'
     json = load(Bike, write(tmp_path, text, "bike.json"))
@@ -90,14 +91,16 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "said"), BAD)
-def test_message_names_file_line_field_value_and_remedy(tmp_path, text, said):
+def test_message_names_file_line_field_value_and_remedy(
+    tmp_path: Path, text: str, said: str
+) -> None:
     (problem,) = refused(write(tmp_path, text))
 
     assert str(tmp_path) in problem
     assert said in problem
 
 
-def test_all_violations_at_once(tmp_path):
+def test_all_violations_at_once(tmp_path: Path) -> None:
     text = "load_bytes: 1 X\ngaers: 3\nwheels:\n  - {spokes: 0}\n  - {spokes: y}\n"
 
     problems = refused(write(tmp_path, text))
@@ -106,7 +109,7 @@ def test_all_violations_at_once(tmp_path):
     assert fields == ["gaers", "load_bytes", "name", "wheels.0.spokes", "wheels.1.spokes"]
 
 
-def test_truncated_json_names_line_and_column(tmp_path):
+def test_truncated_json_names_line_and_column(tmp_path: Path) -> None:
     text = '{\n  "name": "city",\n  "load_bytes": "20 MB",\n'
 
     (problem,) = refused(write(tmp_path, text, "bike.json"))
@@ -115,26 +118,26 @@ def test_truncated_json_names_line_and_column(tmp_path):
     assert "the file is cut short; copy it again" in problem
 
 
-def test_wrong_json_in_the_middle_is_not_called_short(tmp_path):
+def test_wrong_json_in_the_middle_is_not_called_short(tmp_path: Path) -> None:
     (problem,) = refused(write(tmp_path, '{"name": city, "gears": 3}', "bike.json"))
 
     assert "bike.json:1:10: not valid JSON" in problem
     assert "correct the JSON there" in problem
 
 
-def test_json_field_given_twice(tmp_path):
+def test_json_field_given_twice(tmp_path: Path) -> None:
     (problem,) = refused(write(tmp_path, '{"name": "a", "name": "b"}', "bike.json"))
 
     assert problem.endswith("name: given twice; keep one of them")
 
 
-def test_json_number_too_long(tmp_path):
+def test_json_number_too_long(tmp_path: Path) -> None:
     (problem,) = refused(write(tmp_path, '{"name": ' + "9" * 5000 + "}", "bike.json"))
 
     assert "write a shorter number" in problem
 
 
-def test_json_line_with_tabs(tmp_path):
+def test_json_line_with_tabs(tmp_path: Path) -> None:
     text = '{\n\t"name": "city",\n\t"load_bytes": "1 MB",\n\t"gears": 99\n}'
 
     (problem,) = refused(write(tmp_path, text, "bike.json"))
@@ -142,7 +145,7 @@ def test_json_line_with_tabs(tmp_path):
     assert "bike.json:4: gears: 99" in problem
 
 
-def test_missing_file_suggests_a_near_name(tmp_path):
+def test_missing_file_suggests_a_near_name(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
 
     (problem,) = refused(tmp_path / "bikes.yaml")
@@ -151,11 +154,11 @@ def test_missing_file_suggests_a_near_name(tmp_path):
     assert "bike.yaml?" in problem
 
 
-def test_missing_file_in_missing_folder(tmp_path):
+def test_missing_file_in_missing_folder(tmp_path: Path) -> None:
     assert refused(tmp_path / "no" / "bike.yaml")[0].endswith("no such file; check the path")
 
 
-def test_folder_and_binary(tmp_path):
+def test_folder_and_binary(tmp_path: Path) -> None:
     binary = tmp_path / "b.yaml"
     binary.write_bytes(b"name: \xff\xfe")
 
@@ -163,14 +166,14 @@ def test_folder_and_binary(tmp_path):
     assert "not UTF-8 text (byte 6); save it as UTF-8" in refused(binary)[0]
 
 
-def test_byte_order_mark_is_no_error(tmp_path):
+def test_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "bike.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
 
     assert load(Bike, path).name == "city"
 
 
-def test_yaml_anchors_and_merge_keys(tmp_path):
+def test_yaml_anchors_and_merge_keys(tmp_path: Path) -> None:
     text = GOOD + "by_name:\n  a: &a {spokes: 8}\n  b: *a\n  c:\n    <<: *a\n    kind: rear\n"
 
     bike = load(Bike, write(tmp_path, text))
@@ -179,13 +182,13 @@ def test_yaml_anchors_and_merge_keys(tmp_path):
     assert bike.by_name["c"].kind == "rear"
 
 
-def test_yaml_runs_nothing(tmp_path):
+def test_yaml_runs_nothing(tmp_path: Path) -> None:
     text = "name: !!python/object/apply:os.getcwd []\n"
 
     assert "not valid YAML" in refused(write(tmp_path, text))[0]
 
 
-def test_line_of_unknown_place_is_the_parent(tmp_path):
+def test_line_of_unknown_place_is_the_parent(tmp_path: Path) -> None:
     document = read_document(write(tmp_path, GOOD))
 
     assert document.line(("wheels", 0, "kind")) == 4
@@ -193,7 +196,7 @@ def test_line_of_unknown_place_is_the_parent(tmp_path):
     assert document.line(()) == 1
 
 
-def test_write_whole_replaces_and_leaves_no_litter(tmp_path):
+def test_write_whole_replaces_and_leaves_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_whole(path, "old")
     write_whole(path, "new\n")
@@ -202,7 +205,7 @@ def test_write_whole_replaces_and_leaves_no_litter(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
 
 
-def test_write_whole_keeps_permissions_and_links(tmp_path):
+def test_write_whole_keeps_permissions_and_links(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")
     target.chmod(0o640)
@@ -215,7 +218,7 @@ def test_write_whole_keeps_permissions_and_links(tmp_path):
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
 
 
-def test_write_whole_new_file_follows_the_mask(tmp_path):
+def test_write_whole_new_file_follows_the_mask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_whole(tmp_path / "new", "x")
@@ -225,7 +228,7 @@ def test_write_whole_new_file_follows_the_mask(tmp_path):
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
 
 
-def test_failed_write_leaves_the_old_file(tmp_path):
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = write(tmp_path, "old")
 
     with pytest.raises(UnicodeEncodeError):
@@ -235,17 +238,17 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_write_into_missing_folder(tmp_path):
+def test_write_into_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"cannot be written.*name a file in a writable folder"):
         write_whole(tmp_path / "no" / "plan.json", "x")
 
 
 @pytest.mark.parametrize("kind", ["cluster_specs", "profiles"])
-def test_shipped_data_is_found(kind):
+def test_shipped_data_is_found(kind: str) -> None:
     assert data_path(kind).is_dir()
 
 
-def test_shipped_name_or_path(tmp_path):
+def test_shipped_name_or_path(tmp_path: Path) -> None:
     known = {"alpha": tmp_path / "alpha.yaml", "beta": tmp_path / "beta.yaml"}
 
     assert shipped_or_file("cluster", "Alpha", known) == known["alpha"]
@@ -256,3 +259,13 @@ def test_shipped_name_or_path(tmp_path):
         "cluster 'alpah' is not shipped; did you mean 'alpha'? "
         "Give the path of a file, or one of: alpha, beta"
     )
+
+
+def test_an_installed_wheel_finds_its_own_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_data" / "profiles").mkdir(parents=True)
+    monkeypatch.setattr("planner.spec.files.resources.files", lambda package: tmp_path)
+
+    assert data_path("profiles") == tmp_path / "_data" / "profiles"
+    assert data_path("cluster_specs") == tmp_path.parent / "cluster_specs"

@@ -36,7 +36,7 @@ A100_ALL_GATHER = [
     gamma=st.floats(0, 1e-7),
 )
 @settings(deadline=None)
-def test_a_collective_of_that_form_is_found(alpha, beta, gamma):
+def test_a_collective_of_that_form_is_found(alpha: float, beta: float, gamma: float) -> None:
     points = [(x, alpha + x / beta + gamma * x**0.5) for x in SIZES]
 
     curve, residual = fit_collective(8, points)
@@ -49,7 +49,7 @@ def test_a_collective_of_that_form_is_found(alpha, beta, gamma):
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=8))
 @settings(deadline=None)
-def test_coefficients_are_never_negative(seconds):
+def test_coefficients_are_never_negative(seconds: list[float]) -> None:
     """Whatever was measured, the curve can be used."""
     points = list(zip(SIZES, seconds, strict=False))
 
@@ -61,7 +61,7 @@ def test_coefficients_are_never_negative(seconds):
     assert residual >= 0
 
 
-def test_a_measured_collective():
+def test_a_measured_collective() -> None:
     factor = bus_factor("all_gather", 8)
     points = [(factor * size, us * 1e-6) for size, us in A100_ALL_GATHER]
 
@@ -72,7 +72,7 @@ def test_a_measured_collective():
     assert 10e-6 < curve.alpha_s < 20e-6
 
 
-def test_one_point_is_a_rate():
+def test_one_point_is_a_rate() -> None:
     curve, residual = fit_collective(2, [(1e6, 1e-4)])
 
     assert curve.bytes_per_s == pytest.approx(1e10)
@@ -81,7 +81,7 @@ def test_one_point_is_a_rate():
 
 
 @pytest.mark.parametrize("name", ["A100-SXM-80GB", "H100-SXM-80GB", "B200-SXM-180GB"])
-def test_a_gemm_curve_is_found_again(name):
+def test_a_gemm_curve_is_found_again(name: str) -> None:
     """Points from ``cost.compute.gemm_s`` itself: the fit inverts the law that prices layers."""
     gpu = load_gpu(name)
     points = [GemmPoint(m, n, k, gemm_s(Gemm("", m, n, k), gpu, "bf16")) for m, n, k in SHAPES]
@@ -95,7 +95,7 @@ def test_a_gemm_curve_is_found_again(name):
     assert curve.overhead_s == pytest.approx(true.overhead_s, abs=3e-7)
 
 
-def test_a_slower_machine_gets_a_lower_efficiency():
+def test_a_slower_machine_gets_a_lower_efficiency() -> None:
     gpu = load_gpu("H100")
     points = [
         GemmPoint(m, n, k, 1.25 * gemm_s(Gemm("", m, n, k), gpu, "bf16")) for m, n, k in SHAPES
@@ -107,7 +107,7 @@ def test_a_slower_machine_gets_a_lower_efficiency():
     assert curve.efficiency == pytest.approx(gpu.gemm["bf16"].efficiency / 1.25, abs=0.02)
 
 
-def test_noise_is_stated():
+def test_noise_is_stated() -> None:
     gpu = load_gpu("H100")
     noise = np.random.default_rng(0).normal(1, 0.05, len(SHAPES))
     points = [
@@ -120,7 +120,7 @@ def test_noise_is_stated():
     assert 0.01 < residual < 0.08
 
 
-def test_what_is_not_fitted_stays():
+def test_what_is_not_fitted_stays() -> None:
     gpu = load_gpu("H100")
 
     curve, _ = fit_gemm([GemmPoint(4096, 4096, 4096, 2e-4)], gpu, "fp8")
@@ -130,6 +130,6 @@ def test_what_is_not_fitted_stays():
     assert curve.wave_exponent == gpu.gemm["fp8"].wave_exponent
 
 
-def test_unknown_dtype():
+def test_unknown_dtype() -> None:
     with pytest.raises(SpecError, match=r"'int3' has no peak on H100-SXM-80GB; use bf16, fp16"):
         fit_gemm([GemmPoint(1, 1, 1, 1.0)], load_gpu("H100"), "int3")

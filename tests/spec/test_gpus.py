@@ -54,12 +54,12 @@ KINDS = {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"
 
 
 @pytest.mark.parametrize(("name", "behind"), MEASURED_NAMES)
-def test_names_of_measured_runs_resolve(name, behind):
+def test_names_of_measured_runs_resolve(name: str, behind: str) -> None:
     assert load_gpu(name).name == behind
 
 
 @pytest.mark.parametrize(("name", "gib", "tflops", "gb_per_s", "sms"), DATASHEET)
-def test_datasheet(name, gib, tflops, gb_per_s, sms):
+def test_datasheet(name: str, gib: float, tflops: float, gb_per_s: float, sms: int) -> None:
     gpu = load_gpu(name)
 
     assert gpu.memory_bytes / 2**30 == pytest.approx(gib, abs=0.01)
@@ -70,7 +70,7 @@ def test_datasheet(name, gib, tflops, gb_per_s, sms):
 
 
 @pytest.mark.parametrize("name", gpu_names())
-def test_every_profile_is_complete(name):
+def test_every_profile_is_complete(name: str) -> None:
     gpu = load_gpu(name)
 
     assert gpu.name == name
@@ -82,7 +82,7 @@ def test_every_profile_is_complete(name):
 
 
 @pytest.mark.parametrize("name", gpu_names())
-def test_curves_are_possible(name):
+def test_curves_are_possible(name: str) -> None:
     """No kernel beats the datasheet, no curve of a smaller group starts later."""
     gpu = load_gpu(name)
 
@@ -94,25 +94,27 @@ def test_curves_are_possible(name):
         assert all(1e-6 < curve.alpha_s < 1e-3 for curve in curves)
 
 
-def test_fp16_equals_bf16_where_both_exist():
+def test_fp16_equals_bf16_where_both_exist() -> None:
     for name in gpu_names():
         gpu = load_gpu(name)
         if "bf16" in gpu.gemm:
             assert gpu.gemm["fp16"] == gpu.gemm["bf16"]
 
 
-def test_volta_has_no_bf16():
+def test_volta_has_no_bf16() -> None:
     assert "bf16" not in load_gpu("V100-SXM-32GB").peak_flops
 
 
-def test_cut_links_are_slower():
+def test_cut_links_are_slower() -> None:
     full, cut = load_gpu("H100").collectives, load_gpu("H800").collectives
 
     assert cut["all_reduce"][2].bytes_per_s < 0.5 * full["all_reduce"][2].bytes_per_s
 
 
 @pytest.mark.parametrize(("name", "kind", "ranks", "size", "measured_us"), NCCL)
-def test_fit_is_near_the_measurement(name, kind, ranks, size, measured_us):
+def test_fit_is_near_the_measurement(
+    name: str, kind: str, ranks: int, size: int, measured_us: float
+) -> None:
     curve = next(c for c in load_gpu(name).collectives[kind] if c.ranks == ranks)
     x = bus_factor(kind, ranks) * size
 
@@ -121,24 +123,24 @@ def test_fit_is_near_the_measurement(name, kind, ranks, size, measured_us):
     assert seconds * 1e6 == pytest.approx(measured_us, rel=0.17)
 
 
-def test_bus_factor():
+def test_bus_factor() -> None:
     assert bus_factor("all_reduce", 8) == 1.75
     assert bus_factor("all_gather", 8) == bus_factor("all_to_all", 8) == 0.875
     assert bus_factor("send_recv", 2) == 1
 
 
-def test_aliases_lead_somewhere_and_hide_nothing():
+def test_aliases_lead_somewhere_and_hide_nothing() -> None:
     aliases = read_document(data_path("profiles") / "gpu_aliases.yaml").data
 
     assert set(aliases.values()) <= set(gpu_names())
     assert not set(aliases) & set(gpu_names())
 
 
-def test_a_gpu_is_read_once():
+def test_a_gpu_is_read_once() -> None:
     assert load_gpu("H100") is load_gpu("H100")
 
 
-def test_unknown_gpu_names_the_nearest():
+def test_unknown_gpu_names_the_nearest() -> None:
     with pytest.raises(SpecError) as caught:
         load_gpu("H100-SXM-81GB")
 
@@ -147,12 +149,12 @@ def test_unknown_gpu_names_the_nearest():
     assert "MI300X-192GB" in message
 
 
-def test_records_are_frozen():
+def test_records_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        load_gpu("H100").sm_count = 1
+        load_gpu("H100").sm_count = 1  # type: ignore[misc]
 
 
-def test_round_trip():
+def test_round_trip() -> None:
     gpu = load_gpu("B200")
 
     assert GpuSpec.model_validate_json(gpu.model_dump_json()) == gpu

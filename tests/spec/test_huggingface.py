@@ -1,5 +1,8 @@
 import json
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,14 +38,14 @@ PUBLISHED = [
 ]
 
 
-def config(tmp_path, name, remove=(), **changes):
+def config(tmp_path: Path, name: str, remove: Sequence[str] = (), **changes: Any) -> Path:
     data = json.loads((SHIPPED / f"{name}.json").read_text()) | changes
     path = tmp_path / "config.json"
     path.write_text(json.dumps({k: v for k, v in data.items() if k not in remove}, indent=2))
     return path
 
 
-def refused(path):
+def refused(path: Path) -> tuple[str, ...]:
     with pytest.raises(SpecError) as caught:
         load_model(path)
     assert all(str(path) in problem for problem in caught.value.problems)
@@ -50,11 +53,11 @@ def refused(path):
 
 
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED)
-def test_published_parameter_counts(name, parameters):
+def test_published_parameter_counts(name: str, parameters: int) -> None:
     assert total_parameters(load_model(name)) == parameters
 
 
-def test_all_shipped_models_read_and_every_family_ships():
+def test_all_shipped_models_read_and_every_family_ships() -> None:
     used = {json.loads(path.read_text())["architectures"][0] for path in SHIPPED.glob("*.json")}
 
     assert [load_model(name).name for name in model_names()] == list(model_names())
@@ -62,12 +65,12 @@ def test_all_shipped_models_read_and_every_family_ships():
     assert {"tiny-llama", "gpt3-175b"} <= set(model_names())
 
 
-def test_every_shipped_model_names_its_source():
+def test_every_shipped_model_names_its_source() -> None:
     for path in SHIPPED.glob("*.json"):
         assert json.loads(path.read_text())["_source"]
 
 
-def test_fields_of_a_dense_model():
+def test_fields_of_a_dense_model() -> None:
     model = load_model("qwen2-7b")
 
     assert (model.layers, model.hidden, model.heads, model.kv_heads) == (28, 3584, 28, 4)
@@ -78,7 +81,7 @@ def test_fields_of_a_dense_model():
     assert load_model("mistral-7b").sliding_window == 4096
 
 
-def test_fields_of_gpt():
+def test_fields_of_gpt() -> None:
     model = load_model("gpt3-175b")
 
     assert model.ffn_hidden == 4 * model.hidden == 49152
@@ -88,7 +91,7 @@ def test_fields_of_gpt():
     assert load_model("gpt-neox-20b").parallel_block
 
 
-def test_fields_of_deepseek():
+def test_fields_of_deepseek() -> None:
     model = load_model("deepseek-v3")
     latent = MLASpec(
         q_lora_rank=1536,
@@ -98,8 +101,12 @@ def test_fields_of_deepseek():
         v_head_dim=128,
     )
 
+    small = load_model("deepseek-v2-lite")
+
     assert model.mla == latent
-    assert load_model("deepseek-v2-lite").mla.q_lora_rank == 0
+    assert small.mla is not None
+    assert model.moe is not None
+    assert small.mla.q_lora_rank == 0
     assert (model.moe.experts, model.moe.top_k, model.moe.shared_ffn_hidden) == (256, 8, 2048)
     assert model.moe_layers == 58
     assert not model.is_moe_layer(2)
@@ -107,7 +114,7 @@ def test_fields_of_deepseek():
     assert model.mtp_layers == 1
 
 
-def test_dense_layers_among_experts(tmp_path):
+def test_dense_layers_among_experts(tmp_path: Path) -> None:
     path = config(tmp_path, "qwen3-30b-a3b", decoder_sparse_step=2, mlp_only_layers=[3, 5])
 
     model = load_model(path)
@@ -115,13 +122,13 @@ def test_dense_layers_among_experts(tmp_path):
     assert [layer for layer in range(10) if model.is_moe_layer(layer)] == [1, 7, 9]
 
 
-def test_deepseek_counts_its_steps_from_layer_zero(tmp_path):
+def test_deepseek_counts_its_steps_from_layer_zero(tmp_path: Path) -> None:
     model = load_model(config(tmp_path, "deepseek-v2-lite", moe_layer_freq=2))
 
     assert [layer for layer in range(7) if model.is_moe_layer(layer)] == [2, 4, 6]
 
 
-def test_qwen_without_experts_is_dense(tmp_path):
+def test_qwen_without_experts_is_dense(tmp_path: Path) -> None:
     assert load_model(config(tmp_path, "qwen3-30b-a3b", num_experts=0)).moe is None
 
 
@@ -133,11 +140,13 @@ def test_qwen_without_experts_is_dense(tmp_path):
         ({"use_sliding_window": False}, 0),
     ],
 )
-def test_window_only_if_every_layer_has_one(tmp_path, changes, window):
+def test_window_only_if_every_layer_has_one(
+    tmp_path: Path, changes: dict[str, Any], window: int
+) -> None:
     assert load_model(config(tmp_path, "qwen2-7b", **changes)).sliding_window == window
 
 
-def test_folder_and_file_are_the_same(tmp_path):
+def test_folder_and_file_are_the_same(tmp_path: Path) -> None:
     folder = tmp_path / "my-model"
     folder.mkdir()
     shutil.copy(SHIPPED / "llama-3-8b.json", folder / "config.json")
@@ -149,20 +158,22 @@ def test_folder_and_file_are_the_same(tmp_path):
     assert model.model_copy(update={"name": "llama-3-8b"}) == load_model("llama-3-8b")
 
 
-def test_a_folder_does_not_hide_a_shipped_model(tmp_path, monkeypatch):
+def test_a_folder_does_not_hide_a_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "gpt2").mkdir()
     monkeypatch.chdir(tmp_path)
 
     assert load_model("gpt2").layers == 12
 
 
-def test_model_type_stands_in_for_architectures(tmp_path):
+def test_model_type_stands_in_for_architectures(tmp_path: Path) -> None:
     path = config(tmp_path, "llama-3-8b", remove=["architectures"])
 
     assert load_model(path).layers == 32
 
 
-def test_text_config_is_read(tmp_path):
+def test_text_config_is_read(tmp_path: Path) -> None:
     inner = json.loads((SHIPPED / "mistral-7b.json").read_text())
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"architectures": ["Vision"], "text_config": inner}))
@@ -170,7 +181,7 @@ def test_text_config_is_read(tmp_path):
     assert load_model(path).kv_heads == 8
 
 
-def test_error_inside_text_config_has_its_line(tmp_path):
+def test_error_inside_text_config_has_its_line(tmp_path: Path) -> None:
     inner = json.loads((SHIPPED / "mistral-7b.json").read_text()) | {"num_hidden_layers": -1}
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"text_config": inner}, indent=1))
@@ -182,13 +193,13 @@ def test_error_inside_text_config_has_its_line(tmp_path):
     assert "-1 is not accepted; write a number greater than 0" in problem
 
 
-def test_remote_code_is_read_as_numbers(tmp_path):
+def test_remote_code_is_read_as_numbers(tmp_path: Path) -> None:
     auto = {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"}
 
     assert load_model(config(tmp_path, "deepseek-v3", auto_map=auto)).layers == 61
 
 
-def test_own_record_is_read_too(tmp_path):
+def test_own_record_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(load_model("qwen3-8b").model_dump_json())
 
@@ -235,13 +246,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "changes", "said"), BAD)
-def test_bad_configs(tmp_path, name, changes, said):
+def test_bad_configs(tmp_path: Path, name: str, changes: dict[str, Any], said: str) -> None:
     problems = refused(config(tmp_path, name, **changes))
 
     assert any(said in problem for problem in problems), problems
 
 
-def test_all_violations_of_a_config_at_once(tmp_path):
+def test_all_violations_of_a_config_at_once(tmp_path: Path) -> None:
     path = config(
         tmp_path, "deepseek-v3", remove=["q_lora_rank", "v_head_dim"], n_shared_experts=None
     )
@@ -251,7 +262,7 @@ def test_all_violations_of_a_config_at_once(tmp_path):
     assert sorted(fields) == ["n_shared_experts", "q_lora_rank", "v_head_dim"]
 
 
-def test_line_of_the_wrong_field(tmp_path):
+def test_line_of_the_wrong_field(tmp_path: Path) -> None:
     path = config(tmp_path, "llama-3-8b", num_attention_heads=31)
 
     for problem in refused(path):
@@ -259,7 +270,7 @@ def test_line_of_the_wrong_field(tmp_path):
         assert problem.split(": ")[1] in line
 
 
-def test_truncated_config(tmp_path):
+def test_truncated_config(tmp_path: Path) -> None:
     path = config(tmp_path, "llama-3-8b")
     path.write_text(path.read_text()[:200])
 
@@ -268,18 +279,18 @@ def test_truncated_config(tmp_path):
     assert "the file is cut short; copy it again" in problem
 
 
-def test_no_architecture_at_all(tmp_path):
+def test_no_architecture_at_all(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"vocab_size": 5}')
 
     assert "model_type: missing; use one of: llama, mistral" in refused(path)[0]
 
 
-def test_unknown_name_suggests():
+def test_unknown_name_suggests() -> None:
     with pytest.raises(SpecError, match="did you mean 'llama-3-8b'"):
         load_model("llama3-8b")
 
 
-def test_empty_folder(tmp_path):
+def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"config\.json: no such file"):
         load_model(tmp_path)

@@ -8,7 +8,7 @@ HEAVY = {"torch", "numpy", "networkx", "pulp", "yaml", "transformers"}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_specs_are_light_to_import(module):
+def test_specs_are_light_to_import(module: str) -> None:
     code = f"import sys, planner.spec.{module}; print(*sys.modules)"
 
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

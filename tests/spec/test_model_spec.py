@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -27,14 +29,14 @@ RULES = [
 
 
 @pytest.mark.parametrize(("rule", "layers"), RULES)
-def test_which_layers_hold_experts(rule, layers):
+def test_which_layers_hold_experts(rule: dict[str, Any], layers: list[int]) -> None:
     model = ModelSpec(**FIELDS, moe=MoESpec(experts=4, top_k=2, ffn_hidden=32, **rule))
 
     assert [layer for layer in range(6) if model.is_moe_layer(layer)] == layers
     assert model.moe_layers == len(layers)
 
 
-def test_dense_model_has_no_expert_layer():
+def test_dense_model_has_no_expert_layer() -> None:
     assert ModelSpec(**FIELDS).moe_layers == 0
 
 
@@ -46,23 +48,23 @@ def test_dense_model_has_no_expert_layer():
         ({"hiden": 4}, "Extra inputs"),
     ],
 )
-def test_impossible_models(changes, said):
+def test_impossible_models(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         ModelSpec(**(FIELDS | changes))
 
 
-def test_top_k_within_experts():
+def test_top_k_within_experts() -> None:
     with pytest.raises(ValidationError, match="top_k=5 exceeds experts=4"):
         MoESpec(experts=4, top_k=5, ffn_hidden=32)
 
 
-def test_records_are_frozen_and_round_trip():
+def test_records_are_frozen_and_round_trip() -> None:
     model = ModelSpec(**FIELDS, moe=MoESpec(experts=4, top_k=2, ffn_hidden=32))
     job = JobSpec(global_batch=512, seq_len=4096, software=SoftwareSpec(name="nanotron"))
 
     assert ModelSpec.model_validate_json(model.model_dump_json()) == model
     assert JobSpec.model_validate_json(job.model_dump_json()) == job
     with pytest.raises(ValidationError):
-        model.layers = 3
+        model.layers = 3  # type: ignore[misc]
     with pytest.raises(ValidationError):
         JobSpec(global_batch=0, seq_len=4096)

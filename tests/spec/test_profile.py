@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -6,7 +8,7 @@ from planner.cost.collectives import Group, collective_s
 from planner.cost.compute import gemm_s
 from planner.errors import SpecError
 from planner.model.operations import Gemm
-from planner.spec.cluster import load_cluster
+from planner.spec.cluster import ScaleOutSpec, load_cluster
 from planner.spec.profile import Profile, apply_profile, load_profile
 
 SIZES = [4**power for power in range(5, 15)]
@@ -19,17 +21,24 @@ HEAD = {
 }
 
 
-def link(kind="all_reduce", ranks=8, level="domain", alpha=2e-5, rate=4e11, **changes):
+def link(
+    kind: str = "all_reduce",
+    ranks: int = 8,
+    level: str = "domain",
+    alpha: float = 2e-5,
+    rate: float = 4e11,
+    **changes: Any,
+) -> dict[str, Any]:
     """A link whose seconds are ``alpha + message / rate``."""
     points = [[size, alpha + size / rate] for size in SIZES]
     return {"kind": kind, "ranks": ranks, "level": level, "points": points} | changes
 
 
-def profile(**changes):
+def profile(**changes: Any) -> Profile:
     return Profile.model_validate(HEAD | changes)
 
 
-def test_file_round_trip(tmp_path):
+def test_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     gemm = {"m": 4096, "n": 4096, "k": 4096, "seconds": "200 us"}
     path.write_text(json.dumps(HEAD | {"links": [link()], "gemms": [gemm]}))
@@ -43,7 +52,7 @@ def test_file_round_trip(tmp_path):
     assert read.origin == "measured on NVIDIA H100 80GB HBM3, 2025-06-01 (nccl, torch 2.8.0)"
 
 
-def test_yaml_date_without_quotes(tmp_path):
+def test_yaml_date_without_quotes(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
     text = "\n".join(f"{name}: {value}" for name, value in HEAD.items())
     path.write_text(text)
@@ -73,7 +82,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("changes", "said"), BAD)
-def test_bad_profiles(tmp_path, changes, said):
+def test_bad_profiles(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(HEAD | changes, indent=1))
 
@@ -84,13 +93,20 @@ def test_bad_profiles(tmp_path, changes, said):
     assert all(str(path) in problem for problem in caught.value.problems)
 
 
-def test_nothing_measured_changes_nothing():
+def network(*links: dict[str, Any]) -> ScaleOutSpec:
+    """The network of four DGX H100 after a profile that holds these links."""
+    net = apply_profile(load_cluster("dgx-h100"), profile(links=links)).scale_out
+    assert net is not None
+    return net
+
+
+def test_nothing_measured_changes_nothing() -> None:
     cluster = load_cluster("dgx-h100")
 
     assert apply_profile(cluster, profile()) == cluster
 
 
-def test_measured_collective_beats_the_shipped_one():
+def test_measured_collective_beats_the_shipped_one() -> None:
     cluster = load_cluster("dgx-h100")
 
     applied = apply_profile(cluster, profile(links=[link()]))
@@ -100,7 +116,7 @@ def test_measured_collective_beats_the_shipped_one():
         assert found == pytest.approx(2e-5 + size / 4e11, rel=1e-3)
 
 
-def test_other_groups_and_kinds_keep_their_curves():
+def test_other_groups_and_kinds_keep_their_curves() -> None:
     before = load_cluster("dgx-h100").gpu.collectives
 
     after = apply_profile(load_cluster("dgx-h100"), profile(links=[link(ranks=4)])).gpu.collectives
@@ -111,7 +127,7 @@ def test_other_groups_and_kinds_keep_their_curves():
     assert after["all_gather"] == before["all_gather"]
 
 
-def test_sources_tell_what_was_measured():
+def test_sources_tell_what_was_measured() -> None:
     applied = apply_profile(load_cluster("dgx-h100"), profile(links=[link()]))
 
     source = applied.gpu.sources["collectives"]
@@ -121,7 +137,7 @@ def test_sources_tell_what_was_measured():
     assert applied.gpu.sources["gemm"] == load_cluster("dgx-h100").gpu.sources["gemm"]
 
 
-def test_measured_products_beat_the_shipped_curve():
+def test_measured_products_beat_the_shipped_curve() -> None:
     cluster = load_cluster("dgx-h100")
     shapes = [(m, n, 4096) for m in (1024, 4096, 8192) for n in (2048, 4096, 8192)]
     gemms = [
@@ -138,22 +154,20 @@ def test_measured_products_beat_the_shipped_curve():
     assert gpu.gemm["fp8"] == cluster.gpu.gemm["fp8"]
 
 
-def test_memory_as_the_driver_reports_it():
+def test_memory_as_the_driver_reports_it() -> None:
     applied = apply_profile(load_cluster("dgx-h100"), profile(memory_bytes="79 GiB"))
 
     assert applied.gpu.memory_bytes == 79 * 2**30
     assert "2025-06-01" in applied.gpu.sources["memory_bytes"]
 
 
-def test_network_shares_of_line_rate():
+def test_network_shares_of_line_rate() -> None:
     """Four nodes of 8 GPUs with 50 GB/s each: one rank per node owns one NIC."""
-    links = [
+    net = network(
         link("all_gather", 4, "cluster", 3e-5, 40e9 / 0.75),
         link("send_recv", 2, "cluster", 1e-5, 35e9),
         link("all_to_all", 32, "cluster", 1e-4, 30e9, ranks_per_node=8),
-    ]
-
-    net = apply_profile(load_cluster("dgx-h100"), profile(links=links)).scale_out
+    )
 
     assert net.efficiency == pytest.approx(40 / 50, rel=1e-3)
     assert net.p2p_efficiency == pytest.approx(35 / 50, rel=1e-3)
@@ -161,34 +175,30 @@ def test_network_shares_of_line_rate():
     assert net.all_to_all_efficiency == pytest.approx(30 * 24 / 32 / 50, rel=1e-3)
 
 
-def test_network_latency_is_that_of_a_tree():
+def test_network_latency_is_that_of_a_tree() -> None:
     inside = link("all_reduce", 8, "domain", alpha=1.5e-5)
     across = link("all_reduce", 32, "cluster", 6.3e-5, 2e11, ranks_per_node=8)
 
     applied = apply_profile(load_cluster("dgx-h100"), profile(links=[inside, across]))
 
-    assert applied.scale_out.latency_s == pytest.approx((6.3e-5 - 1.5e-5) / 4, rel=1e-3)
+    assert network(inside, across).latency_s == pytest.approx((6.3e-5 - 1.5e-5) / 4, rel=1e-3)
     assert applied.sources["scale_out"].startswith("efficiency, latency_s measured on NVIDIA H100")
 
 
-def test_two_nodes_tell_no_ring_efficiency():
+def test_two_nodes_tell_no_ring_efficiency() -> None:
     """A tree over two nodes runs at up to twice the rate of a ring: it must not be extrapolated."""
     across = link("all_reduce", 16, "cluster", 6e-5, 2.4e11, ranks_per_node=8)
 
-    net = apply_profile(load_cluster("dgx-h100"), profile(links=[across])).scale_out
-
-    assert net.efficiency == 0.92
+    assert network(across).efficiency == network().efficiency
 
 
-def test_faster_than_the_wire_is_the_wire():
+def test_faster_than_the_wire_is_the_wire() -> None:
     fast = link("send_recv", 2, "cluster", 1e-5, 90e9)
 
-    assert (
-        apply_profile(load_cluster("dgx-h100"), profile(links=[fast])).scale_out.p2p_efficiency == 1
-    )
+    assert network(fast).p2p_efficiency == 1
 
 
-def test_one_node_ignores_network_points():
+def test_one_node_ignores_network_points() -> None:
     applied = apply_profile(
         load_cluster("workstation"), profile(links=[link("send_recv", 2, "cluster")])
     )
