@@ -5,6 +5,7 @@ from math import ceil
 
 from planner.cost.collectives import Group, collective_s
 from planner.layout.layout import Layout
+from planner.layout.local import LocalParameters
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import SoftwareSpec
 
@@ -24,13 +25,33 @@ class ParameterShares:
     expert_group: Group
 
 
-def shares(dense: float, expert: float, layout: Layout, cluster: ClusterSpec) -> ParameterShares:
-    """Place the data-parallel groups: dp·cp ranks for dense layers, edp for experts."""
+def shares(
+    local: LocalParameters, layout: Layout, cluster: ClusterSpec, group: int | None = None
+) -> ParameterShares:
+    """Place the data-parallel groups: dp·cp ranks for dense layers, edp for experts.
+
+    ``group`` takes the innermost so many of them instead, as a sharding over fewer ranks does.
+    """
+    ranks, edp = layout.dp * layout.cp, max(1, layout.edp)
     return ParameterShares(
-        dense,
-        expert,
-        Group.place(layout.dp * layout.cp, layout.tp, cluster),
-        Group.place(layout.edp, layout.ep * layout.etp, cluster),
+        local.dense,
+        local.expert,
+        Group.place(min(group or ranks, ranks), layout.tp, cluster),
+        Group.place(min(group or edp, edp), layout.ep * layout.etp, cluster),
+    )
+
+
+def replicas(
+    local: LocalParameters, layout: Layout, cluster: ClusterSpec, group: int
+) -> ParameterShares:
+    """Place the groups that hold copies of a tensor sharded over ``group`` ranks (HSDP)."""
+    ranks, edp = layout.dp * layout.cp, max(1, layout.edp)
+    inner = min(group, edp)
+    return ParameterShares(
+        local.dense / group,
+        local.expert / inner,
+        Group.place(ranks // group, layout.tp * group, cluster),
+        Group.place(edp // inner, layout.ep * layout.etp * inner, cluster),
     )
 
 
@@ -64,14 +85,12 @@ def sync_s(
 
 
 def optimizer_s(
-    parts: ParameterShares, layout: Layout, software: SoftwareSpec, cluster: ClusterSpec
+    local: LocalParameters, layout: Layout, software: SoftwareSpec, cluster: ClusterSpec
 ) -> float:
     """Seconds of clipping and Adam on this rank's share of the optimizer state."""
-    shard = layout.shard
-    gradients = parts.dense / shard.gradients
-    gradients += parts.expert / min(shard.gradients, max(1, layout.edp))
-    states = parts.dense / shard.optimizer
-    states += parts.expert / min(shard.optimizer, max(1, layout.edp))
+    shard, edp = layout.shard, max(1, layout.edp)
+    gradients = local.dense / shard.gradients + local.expert / min(shard.gradients, edp)
+    states = local.dense / shard.optimizer + local.expert / min(shard.optimizer, edp)
     moved = ADAM_BYTES * states
     moved += CLIP_BYTES_PER_GRADIENT_BYTE * software.gradient_bytes * gradients
     gpu = cluster.gpu

@@ -1,6 +1,46 @@
 """Which layers each pipeline stage holds when nothing better is known."""
 
+from dataclasses import dataclass
 from functools import lru_cache
+
+from planner.spec.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StageLayers:
+    """Layers of one (virtual) stage, or of all stages of one rank."""
+
+    dense: int
+    moe: int
+    embedding: bool
+    head: bool
+
+
+@lru_cache(maxsize=4096)
+def stage_layers(
+    model: ModelSpec, chunks: int, split: tuple[int, ...] | None = None
+) -> tuple[StageLayers, ...]:
+    """Return the layers of each of ``chunks`` (virtual) stages, in pipeline order."""
+    stages, first = [], 0
+    for index, count in enumerate(split or split_layers(model.layers, chunks)):
+        moe = sum(model.is_moe_layer(layer) for layer in range(first, first + count))
+        stages.append(StageLayers(count - moe, moe, index == 0, index == chunks - 1))
+        first += count
+    return tuple(stages)
+
+
+@lru_cache(maxsize=16384)
+def rank_layers(
+    model: ModelSpec, pp: int, vpp: int, rank: int, split: tuple[int, ...] | None = None
+) -> StageLayers:
+    """Return all layers that pipeline rank ``rank`` holds in its ``vpp`` chunks."""
+    mine = stage_layers(model, pp * vpp, split)[rank::pp]
+    return StageLayers(
+        sum(stage.dense for stage in mine),
+        sum(stage.moe for stage in mine),
+        any(stage.embedding for stage in mine),
+        any(stage.head for stage in mine),
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -1,16 +1,17 @@
 """Peak bytes of each pipeline rank, by component."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from planner.layout.layout import Layout, Recompute
-from planner.layout.stages import split_layers
+from planner.layout.local import stage_local
+from planner.layout.stages import StageLayers, rank_layers
 from planner.memory.activations import head_bytes, layer_bytes
-from planner.memory.states import LocalParameters, StateBytes, stage_local, state_bytes
+from planner.memory.states import WEIGHT_BYTES, state_bytes
 from planner.model.operations import Shape
 from planner.model.parameters import layer_parameters
 from planner.schedule.in_flight import peak_chunk_passes
-from planner.spec.cluster import ClusterSpec
-from planner.spec.job import JobSpec
+from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.units import MIB
 
@@ -49,32 +50,6 @@ class RankMemory:
         return self.reserved + CONTEXT_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class StageLayers:
-    """Layers of one (virtual) stage."""
-
-    dense: int
-    moe: int
-    embedding: bool
-    head: bool
-
-
-def stage_layers(
-    model: ModelSpec, layout: Layout, split: tuple[int, ...] | None = None
-) -> tuple[StageLayers, ...]:
-    """Return the layers of each of the ``pp * vpp`` stages, in pipeline order."""
-    chunks = layout.pp * layout.vpp
-    counts = split or split_layers(model.layers, chunks)
-    stages, first = [], 0
-    for index, count in enumerate(counts):
-        moe = 0
-        if model.moe is not None:
-            moe = sum(model.is_moe_layer(layer) for layer in range(first, first + count))
-        stages.append(StageLayers(count - moe, moe, index == 0, index == chunks - 1))
-        first += count
-    return tuple(stages)
-
-
 def job_shape(job: JobSpec, layout: Layout) -> Shape:
     """Return the shape that a layer's operations see under ``layout``."""
     return Shape(
@@ -88,76 +63,68 @@ def job_shape(job: JobSpec, layout: Layout) -> Shape:
     )
 
 
+@lru_cache(maxsize=65536)
 def _transient_bytes(
-    model: ModelSpec, job: JobSpec, layout: Layout, stages: list[StageLayers]
+    model: ModelSpec,
+    shape: Shape,
+    software: SoftwareSpec,
+    recompute: Recompute,
+    stage: StageLayers,
+    gathers_weights: bool,
 ) -> float:
     """Bytes that live for a part of the step: one recomputed layer, logits, gathered weights."""
-    shape, software = job_shape(job, layout), job.software
-    moe_layer = any(stage.moe for stage in stages)
-    working = 0.0
-    if layout.recompute is Recompute.FULL:
+    moe_layer = stage.moe > 0
+    if recompute is Recompute.FULL:
         working = layer_bytes(model, shape, software, Recompute.NONE, moe_layer)
     else:  # gradients of the layer at work: the widest tensor twice
         working = 4 * shape.tokens * max(model.ffn_hidden / shape.tp, model.hidden)
-    if any(stage.head for stage in stages):
+    if stage.head:
         working = max(working, head_bytes(model, shape, software))
-    if layout.shard.weights > 1:  # two layers gathered, and one full gradient
+    if gathers_weights:  # two layers gathered, and one full gradient
         whole = layer_parameters(model, moe_layer)
-        experts = whole.experts / (layout.ep * layout.etp)
-        gathered = (whole.total - whole.experts) / layout.tp + experts
-        working += (2 * 2 + software.reduce_bytes) * gathered
+        experts = whole.experts / (shape.ep * shape.etp)
+        gathered = (whole.total - whole.experts) / shape.tp + experts
+        working += (2 * WEIGHT_BYTES + software.reduce_bytes) * gathered
     return working
 
 
 def rank_memory(
     model: ModelSpec,
-    cluster: ClusterSpec,
     job: JobSpec,
     layout: Layout,
     rank: int,
     split: tuple[int, ...] | None = None,
 ) -> RankMemory:
     """Return the peak of pipeline rank ``rank`` (0 first)."""
-    all_stages = stage_layers(model, layout, split)
-    mine = [all_stages[rank + chunk * layout.pp] for chunk in range(layout.vpp)]
-    local = LocalParameters()
-    for stage in mine:
-        local = local.plus(
-            stage_local(model, layout, stage.dense, stage.moe, stage.embedding, stage.head)
-        )
-    states = state_bytes(local, layout, job.software)
+    mine = rank_layers(model, layout.pp, layout.vpp, rank, split)
     shape, software = job_shape(job, layout), job.software
-    kinds = (layout.recompute, False), (layout.recompute, True)
-    dense_bytes, moe_bytes = (
-        layer_bytes(model, shape, software, recompute, moe) if moe is False or model.moe else 0.0
-        for recompute, moe in kinds
-    )
-    per_pass = sum(stage.dense * dense_bytes + stage.moe * moe_bytes for stage in mine) / len(mine)
+    local = stage_local(model, mine, layout.tp, layout.ep, layout.etp)
+    states = state_bytes(local, layout, software)
+    held = 0.0  # activations of one micro-batch through all chunks of this rank
+    for count, moe_layer in ((mine.dense, False), (mine.moe, True)):
+        if count:
+            held += count * layer_bytes(model, shape, software, layout.recompute, moe_layer)
     passes = peak_chunk_passes(
         layout.pp, layout.vpp, layout.micro_batches(job.global_batch), rank
+    )
+    transient = _transient_bytes(
+        model, shape, software, layout.recompute, mine, layout.shard.weights > 1
     )
     return RankMemory(
         states.weights,
         states.gradients,
         states.optimizer,
-        passes * per_pass,
-        _transient_bytes(model, job, layout, mine),
+        held * passes / layout.vpp,
+        transient,
     )
 
 
 def peak_memory(
-    model: ModelSpec,
-    cluster: ClusterSpec,
-    job: JobSpec,
-    layout: Layout,
-    split: tuple[int, ...] | None = None,
+    model: ModelSpec, job: JobSpec, layout: Layout, split: tuple[int, ...] | None = None
 ) -> RankMemory:
     """Return the memory of the fullest pipeline rank."""
     ranks = range(layout.pp) if layout.pp <= 4 else (0, 1, layout.pp - 1)
     return max(
-        (rank_memory(model, cluster, job, layout, rank, split) for rank in ranks),
+        (rank_memory(model, job, layout, rank, split) for rank in ranks),
         key=lambda memory: memory.device,
     )
-
-
-__all__ = ["RankMemory", "StageLayers", "StateBytes", "peak_memory", "rank_memory", "stage_layers"]

@@ -5,17 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.collectives import send_recv_s
-from planner.cost.data_parallel import ParameterShares, optimizer_s, shares, sync_s
+from planner.cost.data_parallel import optimizer_s, replicas, shares, sync_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
 from planner.layout.layout import Layout
-from planner.memory.estimate import (
-    RankMemory,
-    StageLayers,
-    peak_memory,
-    stage_layers,
-)
-from planner.memory.states import WEIGHT_BYTES, stage_local
+from planner.layout.local import LocalParameters, stage_local
+from planner.layout.stages import StageLayers, rank_layers, stage_layers
+from planner.memory.estimate import RankMemory, peak_memory
+from planner.memory.states import WEIGHT_BYTES
 from planner.model.flops import model_flops_per_token
 from planner.simulate.pipeline import pipeline_time
 
@@ -37,12 +34,11 @@ class StepEstimate:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One (virtual) stage, one micro-batch."""
+    """One (virtual) stage, one micro-batch. ``recompute_s`` is part of the backward pass."""
 
     forward: Seconds
     backward: Seconds
     recompute_s: float
-    gather_s: float  # of the totals, weight gathering and gradient scattering not hidden
 
     @property
     def forward_s(self) -> float:
@@ -55,52 +51,57 @@ class StageCost:
         return self.backward.total
 
 
-def _sharded_weights(
+def _left_exposed(communication_s: float, compute_s: float) -> float:
+    """Seconds that communication adds to compute it runs beside: the rest, and the slowdown."""
+    covered = min(communication_s, compute_s)
+    return communication_s - covered + INTERFERENCE * covered
+
+
+def _sharded_layer_s(
     cost: PassCost, prices: Prices, layout: Layout, moe_layer: bool
 ) -> tuple[float, float]:
-    """Exposed seconds of gathering a layer's weights in (forward, backward) under ZeRO-3.
+    """Seconds that sharded weights and gradients add to one layer in (forward, backward).
 
-    The next layer's weights travel while this one computes: a layer costs the longer of the two.
+    Without a pipeline, ZeRO-3 gathers a layer's weights before each pass while the layer before
+    computes, and ZeRO-2 and 3 scatter its gradients after each backward pass, every micro-batch.
     """
-    if layout.shard.weights == 1 or layout.pp > 1:
+    shard = layout.shard
+    if shard.gradients == 1 or layout.pp > 1:
         return 0.0, 0.0
     model, cluster, software = prices.model, prices.cluster, prices.job.software
-    local = stage_local(model, layout, int(not moe_layer), int(moe_layer), False, False)
-    parts = shares(local.dense, local.expert, layout, cluster)
-    gather, _ = sync_s("all_gather", parts, WEIGHT_BYTES, LAYER_BUCKET, cluster)
-    scatter, _ = sync_s("reduce_scatter", parts, software.reduce_bytes, LAYER_BUCKET, cluster)
-    forward, backward = gather, gather + scatter
-
-    def exposed(communication: float, compute: float) -> float:
-        covered = min(communication, compute)
-        return communication - covered + INTERFERENCE * covered
-
+    one = StageLayers(int(not moe_layer), int(moe_layer), False, False)
+    local = stage_local(model, one, layout.tp, layout.ep, layout.etp)
+    parts = shares(local, layout, cluster, shard.gradients)
+    backward, _ = sync_s("reduce_scatter", parts, software.reduce_bytes, LAYER_BUCKET, cluster)
+    forward = 0.0
+    if shard.weights > 1:
+        parts = shares(local, layout, cluster, shard.weights)
+        forward, _ = sync_s("all_gather", parts, WEIGHT_BYTES, LAYER_BUCKET, cluster)
+        backward += forward
     if not software.overlap_param_gather:
         return forward, backward
-    return exposed(forward, cost.forward.total), exposed(backward, cost.backward.total)
+    return (
+        _left_exposed(forward, cost.forward.total),
+        _left_exposed(backward, cost.backward.total),
+    )
 
 
 def stage_cost(prices: Prices, layout: Layout, stage: StageLayers) -> StageCost:
     """Add up the layers of one stage."""
-    forward, backward, recompute, gather = Seconds(), Seconds(), 0.0, 0.0
+    forward, backward, recompute = Seconds(), Seconds(), 0.0
     for count, moe_layer in ((stage.dense, False), (stage.moe, True)):
         if count:
             cost = prices.layer(layout, moe_layer)
-            extra_forward, extra_backward = _sharded_weights(cost, prices, layout, moe_layer)
-            forward = forward.plus(cost.forward, count)
-            backward = backward.plus(cost.backward, count)
+            more_forward, more_backward = _sharded_layer_s(cost, prices, layout, moe_layer)
+            forward = forward.plus(cost.forward, count).plus(Seconds(dp=more_forward), count)
+            backward = backward.plus(cost.backward, count).plus(Seconds(dp=more_backward), count)
             recompute += count * cost.recompute_s
-            gather += count * (extra_forward + extra_backward)
-            forward = forward._replace(dp=forward.dp + count * extra_forward)
-            backward = backward._replace(dp=backward.dp + count * extra_backward)
-    for present, cost in (
-        (stage.embedding, prices.embedding),
-        (stage.head, prices.head),
-    ):
+    ends = ((stage.embedding, prices.embedding), (stage.head, prices.head))
+    for present, price in ends:
         if present:
-            forward = forward.plus(cost(layout).forward)
-            backward = backward.plus(cost(layout).backward)
-    return StageCost(forward, backward, recompute, gather)
+            forward = forward.plus(price(layout).forward)
+            backward = backward.plus(price(layout).backward)
+    return StageCost(forward, backward, recompute)
 
 
 def _hop_s(prices: Prices, layout: Layout) -> float:
@@ -115,53 +116,39 @@ def _hop_s(prices: Prices, layout: Layout) -> float:
     return send_recv_s(message, layout.tp * layout.cp * layout.dp, prices.cluster)
 
 
-def _rank_parameters(
-    prices: Prices, layout: Layout, stages: tuple[StageLayers, ...], rank: int
-) -> ParameterShares:
-    dense = expert = 0.0
-    for stage in stages[rank :: layout.pp]:
-        local = stage_local(
-            prices.model, layout, stage.dense, stage.moe, stage.embedding, stage.head
-        )
-        dense += local.dense
-        expert += local.expert
-    return shares(dense, expert, layout, prices.cluster)
-
-
-def _gradient_tail_s(prices: Prices, layout: Layout, parts: ParameterShares, last_s: float) -> float:
+def _gradient_tail_s(
+    prices: Prices, layout: Layout, local: LocalParameters, last_s: float
+) -> float:
     """Seconds of gradient reduction after the last backward pass, which took ``last_s``."""
-    software = prices.job.software
-    if layout.shard.weights > 1 and layout.pp == 1:
-        return 0.0  # paid layer by layer
-    kind = "reduce_scatter" if layout.shard.optimizer > 1 else "all_reduce"
-    if layout.shard.optimizer > 1 and not software.reduce_scatter_gradients:
-        kind = "all_reduce"
+    software, shard = prices.job.software, layout.shard
+    kind = "all_reduce"
+    if shard.gradients > 1 and layout.pp == 1:  # scattered layer by layer; copies remain
+        parts = replicas(local, layout, prices.cluster, shard.gradients)
+    else:
+        parts = shares(local, layout, prices.cluster)
+        if shard.optimizer > 1 and software.reduce_scatter_gradients:
+            kind = "reduce_scatter"
     total, last = sync_s(
         kind, parts, software.reduce_bytes, software.bucket_bytes, prices.cluster
     )
     if not software.overlap_grad_reduce:
         return total
-    covered = min(total - last, last_s)
-    return total - covered + INTERFERENCE * covered
+    return last + _left_exposed(total - last, last_s)
 
 
 def _weight_gather_s(
-    prices: Prices, layout: Layout, parts: ParameterShares, first_s: float
+    prices: Prices, layout: Layout, local: LocalParameters, first_s: float
 ) -> float:
     """Seconds of gathering updated weights that the first forward pass does not hide."""
-    if layout.shard.optimizer == 1 or (layout.shard.weights > 1 and layout.pp == 1):
+    software, shard = prices.job.software, layout.shard
+    if shard.optimizer == 1 or (shard.weights > 1 and layout.pp == 1):
         return 0.0
-    total, one = sync_s(
-        "all_gather",
-        parts,
-        WEIGHT_BYTES,
-        prices.job.software.gather_bucket_bytes,
-        prices.cluster,
-    )
-    if not prices.job.software.overlap_param_gather:
+    parts = shares(local, layout, prices.cluster, shard.optimizer)
+    bucket = software.gather_bucket_bytes
+    total, one = sync_s("all_gather", parts, WEIGHT_BYTES, bucket, prices.cluster)
+    if not software.overlap_param_gather:
         return total
-    covered = min(total - one, first_s)
-    return total - covered + INTERFERENCE * covered
+    return one + _left_exposed(total - one, first_s)
 
 
 def estimate_step(
@@ -170,7 +157,7 @@ def estimate_step(
     """Estimate one optimizer step of ``layout``; ``split`` overrides the layers of each stage."""
     job, cluster, model = prices.job, prices.cluster, prices.model
     micro_batches = layout.micro_batches(job.global_batch)
-    stages = stage_layers(model, layout, split)
+    stages = stage_layers(model, layout.pp * layout.vpp, split)
     costs = [stage_cost(prices, layout, stage) for stage in stages]
     hop = _hop_s(prices, layout)
     pipeline = pipeline_time(
@@ -186,11 +173,12 @@ def estimate_step(
     stall = slow_node_stall_s(job.software, layout, cluster, micro_batches)
     tails = []
     for rank in range(layout.pp):
-        parts = _rank_parameters(prices, layout, stages, rank)
+        held = rank_layers(model, layout.pp, layout.vpp, rank, split)
+        local = stage_local(model, held, layout.tp, layout.ep, layout.etp)
         mine = costs[rank :: layout.pp]
-        gradient = _gradient_tail_s(prices, layout, parts, sum(c.backward_s for c in mine))
-        weights = _weight_gather_s(prices, layout, parts, sum(c.forward_s for c in mine))
-        update = optimizer_s(parts, layout, job.software, cluster)
+        gradient = _gradient_tail_s(prices, layout, local, sum(c.backward_s for c in mine))
+        weights = _weight_gather_s(prices, layout, local, sum(c.forward_s for c in mine))
+        update = optimizer_s(local, layout, job.software, cluster)
         end = float(pipeline.last_backward_end_s[rank]) + stall
         tails.append((end + gradient + weights + update, gradient + weights, update, rank))
     total, data_parallel, update, slowest = max(tails)
@@ -201,7 +189,7 @@ def estimate_step(
         layout,
         total,
         parts_s,
-        peak_memory(model, cluster, job, layout, split),
+        peak_memory(model, job, layout, split),
         flops / (total * layout.gpus * peak),
         job.global_batch * job.seq_len / (total * layout.gpus),
     )

@@ -46,9 +46,7 @@ class SoftwareSpec(BaseModel):
     overlap_tp_wgrad: bool = Field(
         True, description="Backward TP collectives run behind the weight-gradient product."
     )
-    overlap_tensor_parallel: bool = Field(False, description="TP collectives split with GEMMs.")
     overlap_pipeline: bool = Field(False, description="Sends and receives run behind compute.")
-    overlap_expert: bool = Field(False, description="Dispatch hidden behind another micro-batch.")
     regather_sequence: bool = Field(
         True, description="SP keeps the shard and gathers again in backward (Megatron)."
     )
@@ -64,6 +62,10 @@ class SoftwareSpec(BaseModel):
     slow_node_message_s: float = Field(0.0, ge=0, description="Seconds of one such message.")
     cpu_op_s: float = Field(6e-6, ge=0, description="Host time to issue one operator eagerly.")
     cuda_graphs: bool = False
+
+    def __hash__(self) -> int:
+        """Hash by name: records are keys of many caches; equality compares all fields."""
+        return hash(self.name)
 
 
 class JobSpec(BaseModel):

@@ -76,6 +76,10 @@ class ModelSpec(BaseModel):
             raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
         return self
 
+    def __hash__(self) -> int:
+        """Hash by the few fields that tell models apart: records are keys of many caches."""
+        return hash((self.name, self.layers, self.hidden, self.vocab))
+
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer number ``layer`` (from 0) holds experts.
 

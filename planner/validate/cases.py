@@ -148,7 +148,9 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
     dp = gpus // (tp * cp * pp)
     if dp < 1 or dp * tp * cp * pp != gpus:
         raise Skip("the degrees do not multiply to the GPU count")
-    etp = cells.integer("etp", 1) if ep > 1 or row.get("etp") else tp
+    experts = (number(row, "n_experts") or 0) > 1
+    # Megatron-Core: expert tensor parallelism follows tp unless set; with ep it is set to 1
+    etp = cells.integer("etp", 1 if ep > 1 else tp) if experts else 1
     if tp * cp * dp % (ep * etp):
         raise Skip("the expert grid does not divide the ranks of a stage")
     micro_batch = cells.integer("mbs", 1)

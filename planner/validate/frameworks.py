@@ -4,138 +4,66 @@ A row names its framework and keeps the rest in ``notes``; nothing here looks at
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from planner.spec.job import SoftwareSpec
-from planner.units import MB
-
-# GPT training code of 2019-2023: attention scores in memory, dropout 0.1, fused scale-mask-softmax,
-# bias-gelu and bias-dropout-add kernels, blocking sends (Megatron-LM v2/v3 arguments).
-_MEGATRON_OLD = SoftwareSpec(
-    name="megatron-lm-2022",
-    cpu_op_s=60e-6,
-    flash_attention=False,
-    dropout=True,
-    overlap_grad_reduce=False,
-    overlap_param_gather=False,
-    reduce_scatter_gradients=False,
-)
-# Megatron-Core since 2024 with the NeMo or Bridge performance recipes: distributed optimizer with
-# both overlaps, fused attention and loss, tensor-parallel overlap, asynchronous sends.
-_MEGATRON_CORE = SoftwareSpec(
-    name="megatron-core",
-    fused_loss=True,
-    overlap_pipeline=True,
-    overlap_tensor_parallel=True,
-)
-_FSDP = SoftwareSpec(
-    name="torch-fsdp",
-    flash_version=2,
-    fused_gradient_accumulation=False,
-    selective_recomputes_products=True,
-    regather_sequence=False,
-    overlap_tp_wgrad=False,
-    reduce_bytes=2,
-    gradient_bytes=4,
-)
+from planner.spec.software import MEGATRON_2022, MEGATRON_CORE, NANOTRON, TORCH_FSDP
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a framework assumes where a row has an empty cell."""
+    """What a framework assumes where a row has an empty cell.
+
+    ``memory`` is the counter its logs print: allocated, reserved or device.
+    """
 
     software: SoftwareSpec
     zero_stage: int = 0
     recompute: str = "none"
     sequence_parallel: bool = False
-    memory: str = "allocated"  # which counter the source prints: allocated, reserved or device
-    unsupported: tuple[str, ...] = field(default=())
+    memory: str = "allocated"
+
+
+def _but(software: SoftwareSpec, name: str, **changes: object) -> SoftwareSpec:
+    return software.model_copy(update={"name": name, **changes})
 
 
 # First match wins; patterns are searched in the framework cell.
 _TABLE: tuple[tuple[str, Defaults], ...] = (
-    (r"Bridge", Defaults(_MEGATRON_CORE, 1, "none", True)),
+    (r"Bridge|Megatron-Core", Defaults(MEGATRON_CORE, 1, "none", True)),
     # 2024 containers: fused attention of FlashAttention 2 speed on Hopper
-    (
-        r"NeMo",
-        Defaults(
-            _MEGATRON_CORE.model_copy(update={"name": "nemo", "flash_version": 2}), 1, "none", True
-        ),
-    ),
-    (r"Megatron-Core", Defaults(_MEGATRON_CORE, 1, "none", True)),
-    (
-        r"nanotron",
-        Defaults(
-            SoftwareSpec(
-                name="nanotron",
-                flash_version=2,
-                regather_sequence=False,
-                overlap_tp_wgrad=False,
-                overlap_param_gather=False,
-                reduce_scatter_gradients=False,
-                fused_gradient_accumulation=False,
-                balanced_stages=True,
-                bucket_bytes=25 * MB,
-                gather_bucket_bytes=2000 * MB,
-                cpu_op_s=100e-6,
-                # 0.39-0.6 ms per step over tp 2-32, hidden 2048-8192, where the pipeline crosses
-                # nodes; absent inside a node and at tp 1. Cause not established.
-                stalled_step_s=0.42e-3,
-                # Runs with pipelines lose 1.05 s per micro-batch (0.53 s with two stages) in 1 of
-                # 4 cases on 8-16 nodes, half on 32, nearly all on 64: a few slow nodes.
-                slow_node_share=0.025,
-                slow_node_message_s=0.265,
-            ),
-            1,
-            "none",
-            True,
-            "reserved",
-        ),
-    ),
+    (r"NeMo", Defaults(_but(MEGATRON_CORE, "nemo", flash_version=2), 1, "none", True)),
+    (r"nanotron", Defaults(NANOTRON, 1, "none", True, "reserved")),
     (
         r"AA-Scaling",
         Defaults(
-            SoftwareSpec(
-                name="aa-scaling",
+            _but(
+                SoftwareSpec(),
+                "aa-scaling",
                 overlap_grad_reduce=False,
                 overlap_param_gather=False,
                 overlap_tp_wgrad=False,
                 reduce_bytes=2,
             ),
             1,
-            "none",
-            False,
         ),
     ),
-    (r"MegaScale", Defaults(_MEGATRON_CORE.model_copy(update={"name": "megascale"}), 2, "selective", True)),
+    (r"MegaScale", Defaults(_but(MEGATRON_CORE, "megascale"), 2, "selective", True)),
     (
         r"zero-bubble",
-        Defaults(
-            _MEGATRON_OLD.model_copy(
-                update={"name": "zero-bubble", "flash_attention": True, "overlap_pipeline": True}
-            )
-        ),
+        Defaults(_but(MEGATRON_2022, "zero-bubble", flash_attention=True, overlap_pipeline=True)),
     ),
-    (r"Megatron|Aceso|Mist", Defaults(_MEGATRON_OLD, 0, "none", False)),
-    (
-        r"torchtitan",
-        Defaults(_FSDP.model_copy(update={"name": "torchtitan"}), 3, "selective", True, "reserved"),
-    ),
-    (r"MaxText|PaxML", Defaults(_FSDP.model_copy(update={"name": "xla"}), 3, "none", False)),
+    (r"Megatron|Aceso|Mist", Defaults(MEGATRON_2022)),
+    (r"torchtitan", Defaults(_but(TORCH_FSDP, "torchtitan"), 3, "selective", True, "reserved")),
+    (r"MaxText|PaxML", Defaults(_but(TORCH_FSDP, "xla"), 3)),
     # MPT's ALiBi attention: Triton kernels of FlashAttention 1 (llm-foundry attn_impl)
     (
         r"foundry",
-        Defaults(
-            _FSDP.model_copy(update={"name": "llm-foundry", "flash_version": 1}),
-            3,
-            "none",
-            False,
-            "reserved",
-        ),
+        Defaults(_but(TORCH_FSDP, "llm-foundry", flash_version=1), 3, memory="reserved"),
     ),
-    (r"FSDP|fsdp|ZeRO-3", Defaults(_FSDP, 3, "none", False, "reserved")),
-    (r"DeepSpeed|ZeRO-2", Defaults(_FSDP.model_copy(update={"name": "deepspeed"}), 2, "none")),
-    (r"", Defaults(SoftwareSpec(name="unknown"))),
+    (r"FSDP|fsdp|ZeRO-3", Defaults(TORCH_FSDP, 3, memory="reserved")),
+    (r"DeepSpeed|ZeRO-2", Defaults(_but(TORCH_FSDP, "deepspeed"), 2)),
+    (r"", Defaults(_but(SoftwareSpec(), "unknown"))),
 )
 
 
@@ -148,6 +76,16 @@ def defaults_for(framework: str, notes: str, modern: bool = False) -> Defaults:
     if modern and framework == "Megatron-LM":
         framework = "Megatron-Core"
     found = next(entry for pattern, entry in _TABLE if re.search(pattern, framework))
+    changes = _kernels(notes)
+    if changes:
+        found = replace(found, software=found.software.model_copy(update=changes))
+    if "nvidia-smi" in notes:
+        found = replace(found, memory="device")
+    return found
+
+
+def _kernels(notes: str) -> dict[str, object]:
+    """Return what the notes say of attention and norm kernels."""
     changes: dict[str, object] = {}
     kernels = re.search(r"kernels: ([^;]*)", notes)
     if kernels:
@@ -160,13 +98,4 @@ def defaults_for(framework: str, notes: str, modern: bool = False) -> Defaults:
         changes["flash_attention"] = False
     if re.search(r"FlashAttention on\b", notes):
         changes["flash_attention"] = True
-    if "nvidia-smi" in notes:
-        found = Defaults(
-            found.software, found.zero_stage, found.recompute, found.sequence_parallel, "device"
-        )
-    if not changes:
-        return found
-    software = found.software.model_copy(update=changes)
-    return Defaults(
-        software, found.zero_stage, found.recompute, found.sequence_parallel, found.memory
-    )
+    return changes

@@ -1,0 +1,91 @@
+"""Which layouts are legal at all, whatever runs them: divisibility and the two grids.
+
+Rules of one target (the torch launcher, a Megatron version) come on top; see ``rules_torch``.
+"""
+
+from planner.layout.layout import Layout
+from planner.spec.cluster import ClusterSpec
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of ``number`` in rising order."""
+    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
+
+
+def _near(number: int, wanted: int, count: int = 4) -> str:
+    """Return the divisors of ``number`` nearest to ``wanted``, as text."""
+    nearest = sorted(divisors(number), key=lambda d: (abs(d - wanted), d))[:count]
+    return ", ".join(map(str, sorted(nearest)))
+
+
+def _divides(what: str, size: int, knob: str, degree: int) -> list[str]:
+    if size % degree == 0:
+        return []
+    return [f"{knob}={degree} does not divide {what}={size}; near: {_near(size, degree)}"]
+
+
+def _tensor_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
+    problems = _divides("heads", model.heads, "tp", layout.tp)
+    problems += _divides("ffn_hidden", model.ffn_hidden, "tp", layout.tp)
+    if model.kv_heads % layout.tp and layout.tp % model.kv_heads:
+        problems.append(
+            f"tp={layout.tp} neither divides kv_heads={model.kv_heads} nor is a multiple of it"
+        )
+    if layout.sequence_parallel:
+        problems += _divides("tokens per rank", job.seq_len // layout.cp, "tp", layout.tp)
+    return problems
+
+
+def _expert_problems(model: ModelSpec, layout: Layout) -> list[str]:
+    ranks = layout.tp * layout.cp * layout.dp
+    if model.moe is None:
+        return [f"ep={layout.ep} needs a model with experts"] if layout.ep > 1 else []
+    problems = _divides("experts", model.moe.experts, "ep", layout.ep)
+    problems += _divides("moe ffn_hidden", model.moe.ffn_hidden, "etp", layout.etp)
+    if ranks % (layout.ep * layout.etp):
+        problems.append(
+            f"ep*etp={layout.ep * layout.etp} does not divide the {ranks} ranks of a stage"
+        )
+    if layout.tp > 1 and layout.ep > 1 and not layout.sequence_parallel:
+        problems.append("experts with tp > 1 need sequence_parallel")
+    return problems
+
+
+def _pipeline_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
+    problems = []
+    chunks = layout.pp * layout.vpp
+    if chunks > model.layers:
+        problems.append(f"pp*vpp={chunks} stages are more than layers={model.layers}")
+    if layout.vpp > 1:
+        if layout.pp == 1:
+            problems.append(f"vpp={layout.vpp} needs pp > 1")
+        problems += _divides("layers", model.layers, "pp*vpp", chunks)
+        micro_batches = layout.micro_batches(job.global_batch)
+        if micro_batches % layout.pp:
+            problems.append(
+                f"vpp > 1 needs the {micro_batches} micro-batches to be a multiple of "
+                f"pp={layout.pp} (Megatron-LM, interleaved schedule)"
+            )
+    return problems
+
+
+def layout_problems(
+    model: ModelSpec, cluster: ClusterSpec, job: JobSpec, layout: Layout
+) -> list[str]:
+    """Return one sentence for every rule the layout breaks; empty when legal."""
+    problems = []
+    if layout.gpus > cluster.gpus:
+        problems.append(f"the layout needs {layout.gpus} GPUs, the cluster has {cluster.gpus}")
+    samples = layout.dp * layout.micro_batch
+    problems += _divides("global_batch", job.global_batch, "dp*micro_batch", samples)
+    if layout.cp > 1:
+        problems += _divides("seq_len", job.seq_len, "2*cp", 2 * layout.cp)
+        problems += [] if model.mla else _divides("heads", model.heads, "tp", layout.tp)
+    problems += _tensor_problems(model, job, layout)
+    problems += _expert_problems(model, layout)
+    if job.global_batch % samples == 0:
+        problems += _pipeline_problems(model, job, layout)
+    return list(dict.fromkeys(problems))

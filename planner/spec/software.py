@@ -1,0 +1,71 @@
+"""Named training stacks: what each does that costs or saves time and memory.
+
+Every value is a documented default of that software; ``validate`` replays measured runs with them.
+"""
+
+from planner.spec.job import SoftwareSpec
+from planner.units import MB
+
+# GPT training code of 2019-2023: attention scores in memory, dropout 0.1, fused scale-mask-softmax,
+# bias-gelu and bias-dropout-add kernels, blocking sends (Megatron-LM v2/v3 arguments). Host time:
+# fit over 160 host-bound single-node A100 runs of vTrain (3.0 ms per layer with full recompute).
+MEGATRON_2022 = SoftwareSpec(
+    name="megatron-lm-2022",
+    cpu_op_s=60e-6,
+    flash_attention=False,
+    dropout=True,
+    overlap_grad_reduce=False,
+    overlap_param_gather=False,
+    reduce_scatter_gradients=False,
+)
+# Megatron-Core since 2024 with the NeMo or Bridge performance recipes: distributed optimizer with
+# both overlaps, fused attention and loss, asynchronous sends.
+MEGATRON_CORE = SoftwareSpec(
+    name="megatron-core",
+    fused_loss=True,
+    overlap_pipeline=True,
+)
+# torch FSDP and its users: FlashAttention 2 behind SDPA, 2-byte gradients on the wire, gradients
+# added by a kernel of their own, gathered sequence-parallel inputs kept (launcher rule L8).
+TORCH_FSDP = SoftwareSpec(
+    name="torch-fsdp",
+    flash_version=2,
+    fused_gradient_accumulation=False,
+    selective_recomputes_products=True,
+    regather_sequence=False,
+    overlap_tp_wgrad=False,
+    reduce_bytes=2,
+    gradient_bytes=4,
+)
+# The torch launcher of this package: FSDP2, DTensor tensor parallelism, torch pipelining with
+# blocking sends; gradients are reduced in fp32; "selective" repeats nothing.
+TORCH_LAUNCHER = TORCH_FSDP.model_copy(
+    update={
+        "name": "torch-launcher",
+        "selective_recomputes_products": False,
+        "reduce_bytes": 4,
+        "fused_kernels": False,
+        "cpu_op_s": 15e-6,
+    }
+)
+# nanotron's defaults, and what its 995 public runs on EFA show (src/nanotron/config).
+NANOTRON = SoftwareSpec(
+    name="nanotron",
+    flash_version=2,
+    regather_sequence=False,
+    overlap_tp_wgrad=False,
+    overlap_param_gather=False,
+    reduce_scatter_gradients=False,
+    fused_gradient_accumulation=False,
+    balanced_stages=True,
+    bucket_bytes=25 * MB,
+    gather_bucket_bytes=2000 * MB,
+    cpu_op_s=100e-6,
+    # 0.39-0.6 ms per step over tp 2-32, hidden 2048-8192, where the pipeline crosses nodes; absent
+    # inside a node and at tp 1. Cause not established.
+    stalled_step_s=0.42e-3,
+    # Runs with pipelines lose 1.05 s per micro-batch (0.53 s with two stages) in 1 of 4 cases on
+    # 8-16 nodes, half on 32, nearly all on 64: a few slow nodes.
+    slow_node_share=0.02,
+    slow_node_message_s=0.265,
+)
