@@ -150,6 +150,32 @@ def in_flight(order: Order) -> IntArray:
     return kept_peak(order, np.ones((order.stages, order.chunks))).round().astype(np.int64)
 
 
+def kept_moments(order: Order) -> IntArray:
+    """Return how many passes of each virtual stage are kept when its rank may be fullest.
+
+    Shape ``[moments, stages * chunks]``. A rank with one chunk has one such moment; with chunks of
+    unequal layers it may be fullest at any moment whose counts no other moment exceeds.
+    """
+    change = np.where(order.backward, -1, 1)[..., None] * (
+        order.chunk[..., None] == np.arange(order.chunks)
+    )
+    by_rank = [_fullest(kept) for kept in np.cumsum(change, axis=1)]
+    most = max(len(moments) for moments in by_rank)
+    padded = [moments[np.arange(most) % len(moments)] for moments in by_rank]
+    return np.stack(padded, axis=-1).reshape(most, -1)
+
+
+def _fullest(kept: IntArray) -> IntArray:
+    """Return the rows of ``kept`` ``[time, chunks]`` where a weighted sum can have its maximum."""
+    after_forward = np.diff(kept.sum(axis=1), append=0) < 0
+    peaks = kept[after_forward]
+    # on a straight line from one moment to another the maximum is at an end
+    turns = (np.diff(peaks, axis=0, prepend=-1) != np.diff(peaks, axis=0, append=-1)).any(axis=1)
+    corners = np.unique(peaks[turns], axis=0)
+    reached = (corners[None, :, :] >= corners[:, None, :]).all(axis=2)
+    return corners[reached.sum(axis=1) == 1]  # no row but itself reaches it in every column
+
+
 def _shape_problem(kind: str, stages: int, micro_batches: int, chunks: int) -> str | None:
     if kind not in SCHEDULES:
         return f"{kind!r} is not a schedule; use one of {', '.join(SCHEDULES)}"
