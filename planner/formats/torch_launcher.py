@@ -87,7 +87,7 @@ srun --kill-on-bad-exit=1 bash -c \\
 
 _README = Template("""$title
 
-One planned training job. It needs Python 3.11 and torch 2.6 or later, nothing else.
+One planned training job. It needs Python 3.11 and torch (tested with 2.13), nothing else.
 
   bash launch.sh                   train on $nodes node(s) of $per_node GPU(s)
   bash launch.sh --backend gloo    the same layout on the CPUs of this machine, $ranks processes

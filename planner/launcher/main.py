@@ -6,10 +6,13 @@ Exit code 0: trained; 2: the plan cannot be executed or the arguments are wrong.
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 from .plan_file import PlanError, PlanFile, read_plan
 from .preflight import plan_problems, world_problems
+
+_GRACE_S = 5.0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,9 +49,12 @@ def _problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
 
 def _refuse(problems: list[str]) -> int:
     """Say every problem once, not once per process; all processes leave with code 2."""
-    if os.environ.get("RANK", "0") == "0":
-        for problem in problems:
-            print(f"error: {problem}", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") != "0":
+        # torchrun ends all processes when the first one leaves: let the one that speaks be first
+        time.sleep(_GRACE_S)
+        return 2
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
     return 2
 
 

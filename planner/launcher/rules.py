@@ -51,13 +51,16 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One limit. ``broken`` is the cheap question; ``message`` is asked only when it says yes."""
+    """One limit. ``broken`` is the cheap question; ``message`` is asked only when it says yes.
+
+    ``torch`` is the version in which the limit was seen.
+    """
 
     id: str
-    torch: str
     source: str
     broken: Callable[[Facts], bool]
     message: Callable[[Facts], str]
+    torch: str = "2.13"
 
 
 def near(value: int, legal: Callable[[int], bool], most: int) -> str:
@@ -129,122 +132,122 @@ _OWN = "planner.launcher"
 
 # Order: first what is not executed at all, then tensor, batch, pipeline and sharding arithmetic.
 RULES: tuple[Rule, ...] = (
-    Rule("L1", ">=2.6", _OWN, lambda f: f.moe, lambda f: f"expert layers (moe) are {_NEVER}"),
-    Rule("L2", ">=2.6", _OWN, lambda f: f.mla, lambda f: f"latent attention (mla) is {_NEVER}"),
+    Rule("L1", _OWN, lambda f: f.moe, lambda f: f"expert layers (moe) are {_NEVER}"),
+    Rule("L2", _OWN, lambda f: f.mla, lambda f: f"latent attention (mla) is {_NEVER}"),
     Rule(
-        "L3", ">=2.6", _OWN,
+        "L3", _OWN,
         lambda f: f.mtp_layers > 0,
         lambda f: f"mtp_layers={f.mtp_layers}: multi-token prediction is {_NEVER}; try 0",
     ),
     Rule(
-        "L4", ">=2.6", _OWN,
+        "L4", _OWN,
         lambda f: 0 < f.sliding_window < f.seq_len,
         lambda f: f"sliding_window={f.sliding_window} under seq_len={f.seq_len} is {_NEVER}; "
         f"try seq_len {f.sliding_window}",
     ),
     Rule(
-        "L5", ">=2.6", _OWN,
+        "L5", _OWN,
         lambda f: f.cp > 1,
         lambda f: f"cp={f.cp}: context parallelism is {_NEVER}; try cp 1",
     ),
     Rule(
-        "L6", ">=2.6", _OWN,
+        "L6", _OWN,
         lambda f: f.ep > 1 or f.etp > 1,
         lambda f: f"ep={f.ep}, etp={f.etp}: expert parallelism is {_NEVER}; try 1 for both",
     ),
     Rule(
-        "L7", ">=2.6", _OWN,
+        "L7", _OWN,
         lambda f: f.precision != "bf16",
         lambda f: f"precision={f.precision!r} is {_NEVER}; try 'bf16'",
     ),
     Rule(
-        "L8", ">=2.6", _OWN,
+        "L8", _OWN,
         lambda f: f.dropout,
         lambda f: f"dropout is {_NEVER}; set software.dropout to false",
     ),
     Rule(
-        "L9", ">=2.6", _OWN,
+        "L9", _OWN,
         lambda f: 0 < f.positions < f.seq_len,
         lambda f: f"seq_len={f.seq_len} exceeds the {f.positions} learned positions; "
         f"try seq_len {f.positions}",
     ),
     Rule(
-        "L10", ">=2.6", _OWN,
+        "L10", _OWN,
         lambda f: f.positions == 0 and f.head_dim % 2 == 1,
         lambda f: f"rotary positions turn pairs, head_dim={f.head_dim} is odd; "
         f"try {f.head_dim - 1} or {f.head_dim + 1}",
     ),
     Rule(
-        "L11", ">=2.6", _TENSOR,
+        "L11", _TENSOR,
         lambda f: f.heads % f.tp > 0,
         lambda f: _splits(f.heads, "heads", f),
     ),
     Rule(
-        "L12", ">=2.6", _TENSOR,
+        "L12", _TENSOR,
         lambda f: f.kv_heads % f.tp > 0,
         lambda f: _splits(f.kv_heads, "kv_heads", f),
     ),
     Rule(
-        "L13", ">=2.6", _TENSOR,
+        "L13", _TENSOR,
         lambda f: f.ffn_hidden % f.tp > 0,
         lambda f: _splits(f.ffn_hidden, "ffn_hidden", f),
     ),
     Rule(
-        "L14", ">=2.6", f"{_TENSOR}; unequal shards abort gloo and hang NCCL",
+        "L14", f"{_TENSOR}; unequal shards abort gloo and hang NCCL",
         lambda f: f.sequence_parallel and f.seq_len % f.tp > 0,
         _sequence,
     ),
     Rule(
-        "L15", ">=2.6", f"{_OWN}.loss: every rank holds a part of the vocabulary",
+        "L15", f"{_OWN}.loss: every rank holds a part of the vocabulary",
         lambda f: -(-f.vocab // f.tp) * (f.tp - 1) >= f.vocab,
         lambda f: f"vocab={f.vocab} leaves a rank of tp={f.tp} without logits; try tp 1",
     ),
     Rule(
-        "L16", ">=2.6", f"{_PIPELINING}; unequal micro-batches deadlock",
+        "L16", f"{_PIPELINING}; unequal micro-batches deadlock",
         lambda f: f.global_batch % (f.dp * f.micro_batch) > 0,
         _batch,
     ),
     Rule(
-        "L17", ">=2.6", f"{_PIPELINING}: Schedule1F1B",
+        "L17", f"{_PIPELINING}: Schedule1F1B",
         lambda f: f.vpp == 1 and 0 < f.micro_batches < f.pp,
         _micro_batches,
     ),
     Rule(
-        "L18", ">=2.6", f"{_PIPELINING}: ScheduleInterleaved1F1B",
+        "L18", f"{_PIPELINING}: ScheduleInterleaved1F1B",
         lambda f: f.vpp > 1 and not _interleaved(f.micro_batches, f.pp),
         _rounds,
     ),
     Rule(
-        "L19", ">=2.6", _OWN,
+        "L19", _OWN,
         lambda f: f.vpp > 1 and f.pp == 1,
         lambda f: f"vpp={f.vpp} needs a pipeline, pp is 1; try vpp 1 or pp 2",
     ),
     Rule(
-        "L20", ">=2.6", f"{_OWN}: only the embedding and the head may have a stage of their own",
+        "L20", f"{_OWN}: only the embedding and the head may have a stage of their own",
         lambda f: f.pp * f.vpp > f.layers + 2,
         lambda f: f"pp={f.pp} times vpp={f.vpp} stages exceed layers={f.layers} plus embedding "
         f"and head; try pp*vpp {f.layers}",
     ),
     Rule(
-        "L21", ">=2.6", f"{_FSDP}: shard mesh",
+        "L21", f"{_FSDP}: shard mesh",
         lambda f: f.dp % f.shard_optimizer > 0,
         _shard_dp,
     ),
     Rule(
-        "L22", ">=2.6", f"{_FSDP}: gradients are reduced straight into the optimizer's shards",
+        "L22", f"{_FSDP}: gradients are reduced straight into the optimizer's shards",
         lambda f: f.shard_gradients not in (1, f.shard_optimizer),
         lambda f: f"shard_gradients={f.shard_gradients} must be 1 or "
         f"shard_optimizer={f.shard_optimizer}",
     ),
     Rule(
-        "L23", ">=2.6", f"{_FSDP}: reshard_after_forward",
+        "L23", f"{_FSDP}: reshard_after_forward",
         lambda f: f.shard_weights > 1
         and (f.shard_gradients != f.shard_optimizer or f.shard_optimizer % f.shard_weights > 0),
         lambda f: f"shard_weights={f.shard_weights} needs shard_gradients and shard_optimizer "
         f"equal and a multiple of it; got {f.shard_gradients} and {f.shard_optimizer}",
     ),
     Rule(
-        "L24", ">=2.6", "torch/distributed/pipelining/stage.py: backward_maybe_with_nosync",
+        "L24", "torch/distributed/pipelining/stage.py: backward_maybe_with_nosync",
         lambda f: f.pp > 1 and (f.shard_weights > 1 or f.shard_gradients > 1),
         _shard_pp,
     ),

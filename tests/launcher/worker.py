@@ -30,15 +30,16 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     first = parse_plan(cases[0]["plan"])
     process = runtime.start(first.rank_map, "gloo", timeout_s=60)
-    results = {}
+    losses = {}
     for case in cases:
         try:
-            results[case["name"]] = train(case, process.device)
+            losses[case["name"]] = train(case, process.device)
         except Exception:
             print(f"case {case['name']} on rank {process.rank}", file=sys.stderr)
             traceback.print_exc()
             raise
     if process.speaks:
+        results = {"losses": losses, "rank_of_slot_0": process.rank}
         Path(sys.argv[2]).write_text(json.dumps(results))
     runtime.finish()
 

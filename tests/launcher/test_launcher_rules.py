@@ -1,0 +1,130 @@
+"""Each rule has a case that breaks it alone, names the numbers and offers legal ones."""
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.launcher.rules import RULES, Facts, broken_rules
+
+LEGAL = Facts(
+    layers=8,
+    heads=8,
+    kv_heads=4,
+    head_dim=64,
+    ffn_hidden=96,
+    vocab=1000,
+    positions=0,
+    sliding_window=0,
+    moe=False,
+    mla=False,
+    mtp_layers=0,
+    global_batch=32,
+    seq_len=128,
+    precision="bf16",
+    dropout=False,
+    tp=2,
+    cp=1,
+    pp=2,
+    vpp=1,
+    dp=4,
+    ep=1,
+    etp=1,
+    micro_batch=2,
+    sequence_parallel=True,
+    shard_weights=1,
+    shard_gradients=1,
+    shard_optimizer=4,
+)
+
+# rule, what differs from a legal layout, words of the message
+BROKEN: list[tuple[str, dict[str, Any], str]] = [
+    ("L1", {"moe": True}, "expert layers (moe) are not executed by this version"),
+    ("L2", {"mla": True}, "latent attention (mla) is not executed by this version"),
+    ("L3", {"mtp_layers": 1}, "mtp_layers=1"),
+    ("L4", {"sliding_window": 64}, "sliding_window=64 under seq_len=128"),
+    ("L5", {"cp": 2}, "cp=2: context parallelism is not executed by this version"),
+    ("L6", {"ep": 2}, "ep=2, etp=1"),
+    ("L6", {"etp": 2}, "ep=1, etp=2"),
+    ("L7", {"precision": "fp8"}, "precision='fp8'"),
+    ("L8", {"dropout": True}, "software.dropout"),
+    ("L9", {"positions": 100}, "seq_len=128 exceeds the 100 learned positions"),
+    ("L10", {"head_dim": 63}, "head_dim=63 is odd; try 62 or 64"),
+    ("L11", {"heads": 9}, "tp=2 does not divide heads=9; try tp 1 or 3"),
+    ("L12", {"kv_heads": 1}, "tp=2 does not divide kv_heads=1; try tp 1"),
+    ("L13", {"ffn_hidden": 97}, "tp=2 does not divide ffn_hidden=97; try tp 1 or 97"),
+    ("L14", {"seq_len": 129}, "tp=2 does not divide seq_len=129; try tp 1 or 3"),
+    ("L15", {"tp": 4, "vocab": 9}, "vocab=9 leaves a rank of tp=4 without logits"),
+    ("L16", {"global_batch": 33}, "8, which does not divide global_batch=33; try global_batch 32"),
+    ("L17", {"pp": 8, "layers": 16}, "at least 8 micro-batches, global_batch=32 gives 4"),
+    ("L18", {"vpp": 2, "global_batch": 40}, "cannot order 5 micro-batches"),
+    ("L19", {"vpp": 2, "pp": 1}, "vpp=2 needs a pipeline"),
+    ("L20", {"layers": 1, "pp": 4}, "pp=4 times vpp=1 stages exceed layers=1"),
+    ("L21", {"shard_optimizer": 3}, "shard_optimizer=3 does not divide dp=4; try 2 or 4"),
+    ("L22", {"pp": 1, "shard_gradients": 2}, "shard_gradients=2 must be 1 or shard_optimizer=4"),
+    ("L23", {"pp": 1, "shard_weights": 2}, "shard_weights=2 needs shard_gradients"),
+    ("L24", {"shard_gradients": 4}, "pp=2 with shard_weights=1, shard_gradients=4"),
+]
+
+LEGAL_TOO: list[dict[str, Any]] = [
+    {},
+    {"tp": 1, "seq_len": 129},
+    {"sequence_parallel": False, "seq_len": 129},
+    {"sliding_window": 128},
+    {"positions": 128, "head_dim": 63},
+    {"vocab": 1001},
+    {"vpp": 2, "global_batch": 24},
+    {"layers": 6, "pp": 4, "vpp": 2},
+    {"pp": 1, "shard_gradients": 4},
+    {"pp": 1, "shard_gradients": 4, "shard_weights": 2},
+    {"pp": 1, "shard_gradients": 4, "shard_weights": 4},
+    {"shard_optimizer": 1},
+    {"shard_optimizer": 2},
+]
+
+
+@pytest.mark.parametrize(("rule", "changes", "words"), BROKEN)
+def test_broken_rule_is_reported_alone(rule: str, changes: dict[str, Any], words: str) -> None:
+    (problem,) = broken_rules(dataclasses.replace(LEGAL, **changes))
+
+    assert problem.startswith(f"{rule}: ")
+    assert words in problem
+
+
+@pytest.mark.parametrize("changes", LEGAL_TOO)
+def test_legal_layouts_have_no_problem(changes: dict[str, Any]) -> None:
+    problems = broken_rules(dataclasses.replace(LEGAL, **changes))
+
+    assert problems == []
+
+
+def test_every_rule_has_a_case_and_a_source() -> None:
+    tested = {rule for rule, _, _ in BROKEN}
+
+    assert [rule.id for rule in RULES] == [f"L{i}" for i in range(1, len(RULES) + 1)]
+    assert tested == {rule.id for rule in RULES}
+    assert all(rule.source for rule in RULES)
+
+
+def test_all_violations_are_reported_at_once() -> None:
+    many = {"heads": 9, "ffn_hidden": 97, "seq_len": 129, "global_batch": 33, "cp": 2}
+
+    found = broken_rules(dataclasses.replace(LEGAL, **many))
+
+    assert [problem.split(":")[0] for problem in found] == ["L5", "L11", "L13", "L14", "L16"]
+
+
+@given(heads=st.integers(1, 128), tp=st.integers(1, 64))
+def test_offered_tensor_degrees_are_legal(heads: int, tp: int) -> None:
+    facts = dataclasses.replace(LEGAL, heads=heads, tp=tp)
+    rule = next(rule for rule in RULES if rule.id == "L11")
+    if not rule.broken(facts):
+        return
+
+    offered = re.findall(r"\d+", rule.message(facts).split("try tp")[1])
+
+    assert offered
+    assert all(heads % int(number) == 0 for number in offered)
