@@ -73,9 +73,12 @@ class Prices:
     job: JobSpec
     _cache: dict[tuple[object, ...], PassCost] = field(default_factory=dict, repr=False)
 
-    def layer(self, layout: Layout, moe_layer: bool) -> PassCost:
-        """Return the cost of one transformer layer."""
-        return self._cached("moe" if moe_layer else "dense", layout, layout.recompute)
+    def layer(
+        self, layout: Layout, moe_layer: bool, recompute: Recompute | None = None
+    ) -> PassCost:
+        """Return the cost of one transformer layer; ``recompute`` overrides the layout's."""
+        block = "moe" if moe_layer else "dense"
+        return self._cached(block, layout, layout.recompute if recompute is None else recompute)
 
     def embedding(self, layout: Layout) -> PassCost:
         """Return the cost of the token embedding."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+from planner.layout.layout import Recompute
 from planner.layout.stages import StageLayers
 from planner.model.parameters import embedding_parameters, head_parameters, layer_parameters
 from planner.spec.model import ModelSpec
@@ -43,10 +44,8 @@ def stage_local(
 ) -> LocalParameters:
     """Return the parameters of a stage (or of all stages of a rank) on one rank."""
     local = LocalParameters()
-    if stage.dense:
-        local = local.plus(layer_local(model, False, tp, ep, etp), stage.dense)
-    if stage.moe:
-        local = local.plus(layer_local(model, True, tp, ep, etp), stage.moe)
+    for count, moe_layer, _ in stage.kinds(Recompute.NONE):
+        local = local.plus(layer_local(model, moe_layer, tp, ep, etp), count)
     if stage.embedding:
         local = local.plus(LocalParameters(embedding_parameters(model) / tp))
     if stage.head:

@@ -59,11 +59,14 @@ def _shards(pp: int, ranks: int, node: int) -> list[Shard]:
 
 
 def _recomputes(job: JobSpec) -> list[Recompute]:
-    """Return the kinds of recompute that differ: a fused attention keeps no scores to repeat."""
+    """Return what the layers do that are not recomputed in full; how many are is decided later.
+
+    A fused attention keeps no scores to repeat, so selective recompute is nothing of its own.
+    """
     software = job.software
     if software.flash_attention and not software.selective_recomputes_products:
-        return [Recompute.NONE, Recompute.FULL]
-    return list(Recompute)
+        return [Recompute.NONE]
+    return [Recompute.NONE, Recompute.SELECTIVE]
 
 
 def _micro_batches(job: JobSpec, dp: int) -> list[int]:
@@ -83,7 +86,10 @@ def layouts(
     job: JobSpec,
     target_problems: Problems | None = None,
 ) -> list[Layout]:
-    """Return every layout that is legal on all GPUs of ``cluster`` and executable by the target."""
+    """Return every layout that is legal on all GPUs of ``cluster`` and executable by the target.
+
+    Full recompute is not among them: ``memory.fit`` adds as much of it as a layout needs.
+    """
     found = []
     node = cluster.gpus_per_node
     for tp, cp, pp, dp in _degrees(model, job, cluster.gpus):

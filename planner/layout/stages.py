@@ -3,35 +3,82 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+from planner.layout.layout import Recompute
 from planner.spec.model import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """Layers of each (virtual) stage, first to last, and how many of them are recomputed in full.
+
+    The recomputed ones are the first of their stage. Without ``recomputed`` the layout's kind of
+    recompute holds for all layers.
+    """
+
+    layers: tuple[int, ...]
+    recomputed: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StageLayers:
-    """Layers of one (virtual) stage, or of all stages of one rank."""
+    """Layers of one (virtual) stage, or of all stages of one rank.
+
+    ``dense`` and ``moe`` count the layers that follow the layout's recompute, the other two those
+    recomputed in full whatever the layout says.
+    """
 
     dense: int
     moe: int
-    embedding: bool
-    head: bool
+    embedding: bool = False
+    head: bool = False
+    dense_recomputed: int = 0
+    moe_recomputed: int = 0
+
+    @property
+    def layers(self) -> int:
+        """All layers."""
+        return self.dense + self.moe + self.dense_recomputed + self.moe_recomputed
+
+    def kinds(self, recompute: Recompute) -> tuple[tuple[int, bool, Recompute], ...]:
+        """Return (count, holds experts, recompute) of each kind of layer present."""
+        kinds = (
+            (self.dense, False, recompute),
+            (self.moe, True, recompute),
+            (self.dense_recomputed, False, Recompute.FULL),
+            (self.moe_recomputed, True, Recompute.FULL),
+        )
+        return tuple(kind for kind in kinds if kind[0])
 
 
 @lru_cache(maxsize=4096)
 def stage_layers(
-    model: ModelSpec, chunks: int, split: tuple[int, ...] | None = None
+    model: ModelSpec, chunks: int, split: Split | None = None
 ) -> tuple[StageLayers, ...]:
     """Return the layers of each of ``chunks`` (virtual) stages, in pipeline order."""
+    counts = split.layers if split else split_layers(model.layers, chunks)
+    again = (split.recomputed if split else None) or (0,) * chunks
     stages, first = [], 0
-    for index, count in enumerate(split or split_layers(model.layers, chunks)):
-        moe = sum(model.is_moe_layer(layer) for layer in range(first, first + count))
-        stages.append(StageLayers(count - moe, moe, index == 0, index == chunks - 1))
+    for index, (count, recomputed) in enumerate(zip(counts, again, strict=True)):
+        middle = first + recomputed
+        moe_again = sum(model.is_moe_layer(layer) for layer in range(first, middle))
+        moe = sum(model.is_moe_layer(layer) for layer in range(middle, first + count))
+        stages.append(
+            StageLayers(
+                count - recomputed - moe,
+                moe,
+                index == 0,
+                index == chunks - 1,
+                recomputed - moe_again,
+                moe_again,
+            )
+        )
         first += count
     return tuple(stages)
 
 
 @lru_cache(maxsize=16384)
 def rank_layers(
-    model: ModelSpec, pp: int, vpp: int, rank: int, split: tuple[int, ...] | None = None
+    model: ModelSpec, pp: int, vpp: int, rank: int, split: Split | None = None
 ) -> StageLayers:
     """Return all layers that pipeline rank ``rank`` holds in its ``vpp`` chunks."""
     mine = stage_layers(model, pp * vpp, split)[rank::pp]
@@ -40,6 +87,8 @@ def rank_layers(
         sum(stage.moe for stage in mine),
         any(stage.embedding for stage in mine),
         any(stage.head for stage in mine),
+        sum(stage.dense_recomputed for stage in mine),
+        sum(stage.moe_recomputed for stage in mine),
     )
 
 

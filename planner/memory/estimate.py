@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from planner.layout.layout import Layout, Recompute
 from planner.layout.local import stage_local
-from planner.layout.stages import StageLayers, rank_layers
+from planner.layout.stages import Split, StageLayers, rank_layers
 from planner.memory.activations import head_bytes, layer_bytes
 from planner.memory.states import WEIGHT_BYTES, state_bytes
 from planner.model.operations import Shape
@@ -50,6 +50,11 @@ class RankMemory:
         return self.reserved + CONTEXT_BYTES
 
 
+def allocated_limit(device_bytes: float) -> float:
+    """Return what torch may allocate for the driver to show ``device_bytes``."""
+    return (device_bytes - CONTEXT_BYTES) / (1 + FRAGMENTATION)
+
+
 def job_shape(job: JobSpec, layout: Layout) -> Shape:
     """Return the shape that a layer's operations see under ``layout``."""
     return Shape(
@@ -64,7 +69,7 @@ def job_shape(job: JobSpec, layout: Layout) -> Shape:
 
 
 @lru_cache(maxsize=65536)
-def _transient_bytes(
+def transient_bytes(
     model: ModelSpec,
     shape: Shape,
     software: SoftwareSpec,
@@ -73,8 +78,9 @@ def _transient_bytes(
     gathers_weights: bool,
 ) -> float:
     """Bytes that live for a part of the step: one recomputed layer, logits, gathered weights."""
-    moe_layer = stage.moe > 0
-    if recompute is Recompute.FULL:
+    moe_layer = stage.moe + stage.moe_recomputed > 0
+    again = stage.dense_recomputed + stage.moe_recomputed > 0
+    if recompute is Recompute.FULL or again:
         working = layer_bytes(model, shape, software, Recompute.NONE, moe_layer)
     else:  # gradients of the layer at work: the widest tensor twice
         working = 4 * shape.tokens * max(model.ffn_hidden / shape.tp, model.hidden)
@@ -93,7 +99,7 @@ def rank_memory(
     job: JobSpec,
     layout: Layout,
     rank: int,
-    split: tuple[int, ...] | None = None,
+    split: Split | None = None,
 ) -> RankMemory:
     """Return the peak of pipeline rank ``rank`` (0 first)."""
     mine = rank_layers(model, layout.pp, layout.vpp, rank, split)
@@ -101,13 +107,12 @@ def rank_memory(
     local = stage_local(model, mine, layout.tp, layout.ep, layout.etp)
     states = state_bytes(local, layout, software)
     held = 0.0  # activations of one micro-batch through all chunks of this rank
-    for count, moe_layer in ((mine.dense, False), (mine.moe, True)):
-        if count:
-            held += count * layer_bytes(model, shape, software, layout.recompute, moe_layer)
+    for count, moe_layer, recompute in mine.kinds(layout.recompute):
+        held += count * layer_bytes(model, shape, software, recompute, moe_layer)
     passes = peak_chunk_passes(
         layout.pp, layout.vpp, layout.micro_batches(job.global_batch), rank
     )
-    transient = _transient_bytes(
+    transient = transient_bytes(
         model, shape, software, layout.recompute, mine, layout.shard.weights > 1
     )
     return RankMemory(
@@ -120,7 +125,7 @@ def rank_memory(
 
 
 def peak_memory(
-    model: ModelSpec, job: JobSpec, layout: Layout, split: tuple[int, ...] | None = None
+    model: ModelSpec, job: JobSpec, layout: Layout, split: Split | None = None
 ) -> RankMemory:
     """Return the memory of the fullest pipeline rank."""
     ranks = range(layout.pp) if layout.pp <= 4 else (0, 1, layout.pp - 1)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from planner.search.partition import (
+    PER_LAYER,
+    UNEVEN,
     FloatArray,
     IntArray,
-    PER_LAYER,
     Partition,
     PartitionProblem,
     least_sums,
@@ -63,8 +64,10 @@ class Solved:
 def solve(
     problem: PartitionProblem, incumbent: Partition | None = None, time_limit_s: float = 5.0
 ) -> Partition:
-    """Return the best partition found in ``time_limit_s`` and how far it can be from the optimum."""
+    """Return the best partition found in ``time_limit_s``, with the gap that is still open."""
     columns, least = _priced_columns(problem, incumbent)
+    if incumbent is not None and time_limit_s <= 0:
+        return _unproved(incumbent, least)
     solved = _solve(problem, columns, _objective, time_limit_s) if len(columns.stage) else None
     found = _partition(problem, columns, solved.chosen) if solved and len(solved.chosen) else None
     candidates = [answer for answer in (found, incumbent) if answer is not None]
@@ -75,9 +78,12 @@ def solve(
     best = min(candidates, key=lambda answer: answer.objective_s)
     if solved is None or solved.finished:  # nothing better is left
         return replace(best, gap=0.0, status="optimal")
-    bound = max(least, solved.bound)
-    gap = max(0.0, 1 - bound / best.objective_s)
-    return replace(best, gap=gap, status="time limit")
+    return _unproved(best, max(least, solved.bound))
+
+
+def _unproved(answer: Partition, bound_s: float) -> Partition:
+    gap = max(0.0, 1 - bound_s / answer.objective_s)
+    return replace(answer, gap=gap, status="time limit" if gap > PROVED else "optimal")
 
 
 def shortfall_bytes(problem: PartitionProblem, time_limit_s: float = 5.0) -> float:
@@ -86,11 +92,13 @@ def shortfall_bytes(problem: PartitionProblem, time_limit_s: float = 5.0) -> flo
     all_of_run = np.maximum(0, np.arange(size) - np.arange(size)[:, None])
     all_of_runs = np.tile(all_of_run, (problem.stages * problem.chunks, 1, 1))
     all_of_runs[0, 1:] = all_of_runs[-1, :, :-1] = 0  # the first stage starts, the last one ends
-    columns = _expanded(problem, *np.nonzero(all_of_runs), all_of_runs)
+    stage, first, end = np.nonzero(all_of_runs)
+    columns = _expanded(problem, stage, first, end, all_of_runs)
     solved = _solve(problem, columns, _excess, time_limit_s)
-    answer = _partition(problem, columns, solved.chosen)
-    own = rank_bytes(problem, answer.layers, answer.recompute_layers)
-    return float((own - problem.limit_bytes).max())
+    layers = tuple(len(part) for part in np.array_split(problem.forward_s, len(all_of_runs)))
+    if len(solved.chosen):
+        layers = _partition(problem, columns, solved.chosen).layers
+    return float((rank_bytes(problem, layers, layers) - problem.limit_bytes).max())
 
 
 def _priced_columns(
@@ -112,8 +120,10 @@ def _priced_columns(
     # the other chunks of the rank take at least their smallest run of layers
     least = seconds.min(axis=(1, 2)).reshape(problem.chunks, -1)
     others = (least.sum(axis=0) - least).ravel()[stage]
-    slowest = max(before[-1, -1] / problem.stages, _least_slowest_s(problem))
-    slowest = np.maximum(slowest, alone + others)
+    least_busiest, least_longest = _least_slowest_s(problem)
+    busiest = np.maximum(max(least_busiest, before[-1, -1] / problem.stages), alone + others)
+    longest = np.maximum(max(least_longest, before[-1, -1] / len(seconds)), alone)
+    slowest = (1 - UNEVEN) * busiest + UNEVEN * problem.chunks * longest
     bound = problem.bottleneck_weight * slowest + through / problem.chunks + problem.tail_s
     keep = bound <= (np.inf if incumbent is None else incumbent.objective_s * (1 + 1e-9))
     columns = _expanded(problem, stage[keep], first[keep], end[keep], recompute)
@@ -162,16 +172,20 @@ def _equal_layers(problem: PartitionProblem) -> bool:
     return all(np.ptp(getattr(problem, name)) == 0 for name in PER_LAYER)
 
 
-def _least_slowest_s(problem: PartitionProblem) -> float:
-    """Return a bound on the slowest rank: layers are indivisible, whichever of them it holds.
+def _least_slowest_s(problem: PartitionProblem) -> tuple[float, float]:
+    """Return bounds on the busiest rank and on the longest chunk: layers are indivisible.
 
     A rank with ``n`` layers needs the ``n`` cheapest at least; all layers must be somewhere.
     """
     cheapest = np.sort(problem.forward_s + problem.backward_s).cumsum()
-    own = problem.stage_s.reshape(problem.chunks, problem.stages).sum(axis=0)
-    values = np.unique(cheapest + own[:, None])
-    held = np.searchsorted(cheapest, (values[:, None] - own) * (1 + 1e-12), side="right")
-    return float(values[np.argmax(held.sum(axis=1) >= len(cheapest))])
+
+    def least(own: FloatArray) -> float:
+        values = np.unique(cheapest + own[:, None])
+        held = np.searchsorted(cheapest, (values[:, None] - own) * (1 + 1e-12), side="right")
+        return float(values[np.argmax(held.sum(axis=1) >= len(cheapest))])
+
+    by_rank = problem.stage_s.reshape(problem.chunks, problem.stages).sum(axis=0)
+    return least(by_rank), least(problem.stage_s)
 
 
 def _partition(problem: PartitionProblem, columns: Columns, chosen: IntArray) -> Partition:
@@ -221,13 +235,19 @@ def _objective(
     import pulp
 
     scale = float(columns.seconds.max())
-    slowest = programme.add_variable("slowest", _least_slowest_s(problem) / scale * (1 - 1e-9))
     seconds = (columns.seconds / scale).tolist()
+    busiest, longest = (
+        programme.add_variable(name, least / scale * (1 - 1e-9))
+        for name, least in zip(("busiest", "longest"), _least_slowest_s(problem), strict=True)
+    )
+    slowest = (1 - UNEVEN) * busiest + UNEVEN * problem.chunks * longest
     programme += problem.bottleneck_weight * slowest + pulp.lpSum(
         second / problem.chunks * one for second, one in zip(seconds, use, strict=True)
     )
+    for rows in _rows_by(columns.stage):
+        programme += pulp.lpSum(seconds[row] * use[row] for row in rows) <= longest
     for rank, rows in enumerate(_rows_by(columns.stage % problem.stages)):
-        programme += pulp.lpSum(seconds[row] * use[row] for row in rows) <= slowest
+        programme += pulp.lpSum(seconds[row] * use[row] for row in rows) <= busiest
         limit = float(problem.limit_bytes[rank])
         for at_moment in np.unique(columns.bytes[rows].T / limit, axis=0).tolist():
             terms = zip(at_moment, rows, strict=True)

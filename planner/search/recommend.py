@@ -1,79 +1,103 @@
-"""From every legal layout to the best plans: filter by memory, bound, simulate best-first.
+"""From every legal layout to the best ones: filter by memory, bound, simulate best-first.
 
 The answer is proved within the model: simulation stops when the lower bound of every layout left
 exceeds the best step time found, or the budget ends and the gap is stated.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.cost.layer import Prices
-from planner.layout.layout import Layout
+from planner.layout.layout import Layout, Recompute
 from planner.layout.space import layouts as legal_layouts
 from planner.memory.estimate import peak_memory
+from planner.memory.fit import least_recompute
 from planner.search.bound import lower_bounds_s
+from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 
-Problems = Callable[[ModelSpec, JobSpec, Layout], list[str]]
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asks of a search. ``keep_free`` is the share of memory that stays empty."""
+
+    keep: int = 5
+    keep_free: float = 0.05
+    budget_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a search found: ``best`` in rising step time, and what it covered and proved."""
+    """What a search found, covered and proved.
+
+    ``best`` is in rising step time. ``needed_bytes`` is the least device memory of each of
+    ``layouts``. ``least`` is the layout that needs the least memory, its bytes
+    in ``least_bytes``; ``gap`` is the proved distance of the first to the optimum, as a fraction.
+    """
 
     best: tuple[StepEstimate, ...]
     layouts: tuple[Layout, ...]
+    needed_bytes: tuple[float, ...]
     fitting: tuple[Layout, ...]
+    least: Layout | None
     least_bytes: float
-    least_layout: Layout | None
+    limit_bytes: float
     simulated: int
     gap: float
     seconds: float
 
 
-def capacity_bytes(cluster: ClusterSpec, keep_free: float) -> float:
-    """Return the device memory a plan may use: ``keep_free`` of it stays empty."""
-    return cluster.gpu.memory_bytes * (1 - keep_free)
+def _frugal(layout: Layout) -> Layout:
+    return replace(layout, recompute=Recompute.FULL)
 
 
 def search(
     model: ModelSpec,
     cluster: ClusterSpec,
     job: JobSpec,
-    target_problems: Problems | None = None,
-    keep: int = 5,
-    keep_free: float = 0.0,
-    budget_s: float = 60.0,
+    target: Target,
+    options: Options = Options(),  # noqa: B008 - frozen
 ) -> Search:
-    """Return the ``keep`` fastest layouts that fit, with what was proved of the first."""
+    """Return the fastest layouts that fit. Each recomputes only as many layers as it must."""
     started = time.monotonic()
-    found = legal_layouts(model, cluster, job, target_problems)
-    needed = [peak_memory(model, job, layout).device for layout in found]
-    limit = capacity_bytes(cluster, keep_free)
+    limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
+    found = legal_layouts(model, cluster, job, target.problems)
+    needed = [peak_memory(model, job, _frugal(layout)).device for layout in found]
     fitting = [layout for layout, size in zip(found, needed, strict=True) if size <= limit]
     least = min(range(len(found)), key=needed.__getitem__, default=None)
     prices = Prices(model, cluster, job)
-    best, simulated, gap = _best_first(prices, fitting, keep, started + budget_s)
+    best, simulated, gap = [], 0, 0.0
+    if options.keep:
+        best, simulated, gap = best_first(
+            prices, fitting, limit, target, options.keep, options.budget_s
+        )
     return Search(
         tuple(best),
         tuple(found),
+        tuple(needed),
         tuple(fitting),
-        needed[least] if least is not None else 0.0,
-        found[least] if least is not None else None,
+        None if least is None else found[least],
+        0.0 if least is None else needed[least],
+        limit,
         simulated,
         gap,
         time.monotonic() - started,
     )
 
 
-def _best_first(
-    prices: Prices, fitting: list[Layout], keep: int, deadline: float
+def best_first(
+    prices: Prices,
+    fitting: list[Layout],
+    limit: float,
+    target: Target,
+    keep: int,
+    budget_s: float,
 ) -> tuple[list[StepEstimate], int, float]:
     """Simulate in rising order of the bound; return (best, simulated, proved gap of the first)."""
+    deadline = time.monotonic() + budget_s
     bounds = lower_bounds_s(prices, fitting)
     best: list[StepEstimate] = []
     simulated = 0
@@ -83,7 +107,13 @@ def _best_first(
             break
         if best and time.monotonic() > deadline:
             return best, simulated, max(0.0, 1 - bound / best[0].step_time_s)
-        best.append(estimate_step(prices, fitting[index]))
+        layout = fitting[index]
+        split = least_recompute(
+            prices.model, prices.job, layout, limit, target.uniform_recompute
+        )
+        if split is None:
+            continue
+        best.append(estimate_step(prices, layout, split))
         best.sort(key=lambda step: step.step_time_s)
         del best[keep:]
         simulated += 1

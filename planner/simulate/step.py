@@ -10,9 +10,10 @@ from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
 from planner.layout.layout import Layout
 from planner.layout.local import LocalParameters, stage_local
-from planner.layout.stages import StageLayers, rank_layers, stage_layers
+from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers
 from planner.memory.estimate import RankMemory, peak_memory
 from planner.memory.states import WEIGHT_BYTES
+from planner.spec.cluster import ClusterSpec
 from planner.model.flops import model_flops_per_token
 from planner.simulate.pipeline import pipeline_time
 
@@ -25,10 +26,12 @@ class StepEstimate:
     """What one layout is expected to do. ``parts_s`` adds up to ``step_time_s``."""
 
     layout: Layout
+    split: Split
     step_time_s: float
     parts_s: dict[str, float]
     memory: RankMemory
     mfu: float
+    peak_flops: float
     tokens_per_s_per_gpu: float
 
 
@@ -69,7 +72,7 @@ def _sharded_layer_s(
     if shard.gradients == 1 or layout.pp > 1:
         return 0.0, 0.0
     model, cluster, software = prices.model, prices.cluster, prices.job.software
-    one = StageLayers(int(not moe_layer), int(moe_layer), False, False)
+    one = StageLayers(int(not moe_layer), int(moe_layer))
     local = stage_local(model, one, layout.tp, layout.ep, layout.etp)
     parts = shares(local, layout, cluster, shard.gradients)
     backward, _ = sync_s("reduce_scatter", parts, software.reduce_bytes, LAYER_BUCKET, cluster)
@@ -89,13 +92,12 @@ def _sharded_layer_s(
 def stage_cost(prices: Prices, layout: Layout, stage: StageLayers) -> StageCost:
     """Add up the layers of one stage."""
     forward, backward, recompute = Seconds(), Seconds(), 0.0
-    for count, moe_layer in ((stage.dense, False), (stage.moe, True)):
-        if count:
-            cost = prices.layer(layout, moe_layer)
-            more_forward, more_backward = _sharded_layer_s(cost, prices, layout, moe_layer)
-            forward = forward.plus(cost.forward, count).plus(Seconds(dp=more_forward), count)
-            backward = backward.plus(cost.backward, count).plus(Seconds(dp=more_backward), count)
-            recompute += count * cost.recompute_s
+    for count, moe_layer, kind in stage.kinds(layout.recompute):
+        cost = prices.layer(layout, moe_layer, kind)
+        more_forward, more_backward = _sharded_layer_s(cost, prices, layout, moe_layer)
+        forward = forward.plus(cost.forward, count).plus(Seconds(dp=more_forward), count)
+        backward = backward.plus(cost.backward, count).plus(Seconds(dp=more_backward), count)
+        recompute += count * cost.recompute_s
     ends = ((stage.embedding, prices.embedding), (stage.head, prices.head))
     for present, price in ends:
         if present:
@@ -151,8 +153,13 @@ def _weight_gather_s(
     return one + _left_exposed(total - one, first_s)
 
 
+def schedule_name(layout: Layout) -> str:
+    """Return the pipeline schedule of a layout."""
+    return "1f1b" if layout.vpp == 1 else "interleaved_1f1b"
+
+
 def estimate_step(
-    prices: Prices, layout: Layout, split: tuple[int, ...] | None = None
+    prices: Prices, layout: Layout, split: Split | None = None
 ) -> StepEstimate:
     """Estimate one optimizer step of ``layout``; ``split`` overrides the layers of each stage."""
     job, cluster, model = prices.job, prices.cluster, prices.model
@@ -161,7 +168,7 @@ def estimate_step(
     costs = [stage_cost(prices, layout, stage) for stage in stages]
     hop = _hop_s(prices, layout)
     pipeline = pipeline_time(
-        "1f1b" if layout.vpp == 1 else "interleaved_1f1b",
+        schedule_name(layout),
         layout.pp,
         layout.vpp,
         micro_batches,
@@ -180,25 +187,44 @@ def estimate_step(
         weights = _weight_gather_s(prices, layout, local, sum(c.forward_s for c in mine))
         update = optimizer_s(local, layout, job.software, cluster)
         end = float(pipeline.last_backward_end_s[rank]) + stall
-        tails.append((end + gradient + weights + update, gradient + weights, update, rank))
-    total, data_parallel, update, slowest = max(tails)
-    parts_s = _attribute(costs[slowest :: layout.pp], micro_batches, total, data_parallel, update)
+        tails.append((end + gradient + weights + update, gradient + weights, update))
+    total = max(tail[0] for tail in tails)
+    busiest = int(np.argmax(pipeline.per_rank_busy_s))
+    _, data_parallel, update = tails[busiest]
+    parts_s = _attribute(costs[busiest :: layout.pp], micro_batches, total, data_parallel, update)
     flops = model_flops_per_token(model, job.seq_len) * job.global_batch * job.seq_len
     peak = cluster.gpu.peak_flops.get("bf16") or cluster.gpu.peak_flops["fp16"]
     return StepEstimate(
         layout,
+        split or Split(tuple(stage.layers for stage in stages)),
         total,
         parts_s,
         peak_memory(model, job, layout, split),
         flops / (total * layout.gpus * peak),
+        peak,
         job.global_batch * job.seq_len / (total * layout.gpus),
     )
+
+
+def step_interval(step: StepEstimate, cluster: ClusterSpec) -> tuple[float, float]:
+    """Return (low, high) seconds between which about four of five measured runs lie.
+
+    Shares are the 10th and 90th percentile of measured ÷ estimated over the replayed runs
+    (``planner validate``): tighter for dense models inside a node, wider where tensor parallelism
+    crosses nodes or experts are exchanged.
+    """
+    low, high = 0.9, 1.25
+    if step.layout.tp > cluster.domain_gpus:
+        low, high = 0.7, 1.6
+    elif step.layout.ep > 1:
+        low, high = 0.75, 1.5
+    return low * step.step_time_s, high * step.step_time_s
 
 
 def _attribute(
     costs: list[StageCost], micro_batches: int, total: float, data_parallel: float, update: float
 ) -> dict[str, float]:
-    """Split the step on the rank that ends last; what is left is waiting for other stages."""
+    """Split the step on the busiest rank; what is left is waiting for other stages."""
     busy = Seconds()
     recompute = 0.0
     for cost in costs:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from planner.errors import PlannerError, SpecError
 from planner.layout.layout import Layout, Recompute, Shard
-from planner.layout.stages import balance_layers
+from planner.layout.stages import Split, balance_layers
 from planner.model.parameters import layer_parameters
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
@@ -36,7 +36,7 @@ class Case:
     layout: Layout
     memory_kind: str
     schedule: str
-    split: tuple[int, ...] | None
+    split: Split | None
     assumed: tuple[str, ...]
 
 
@@ -223,7 +223,8 @@ def read_case(row: dict[str, str]) -> Case:
         sizes = tuple(
             layer_parameters(model, model.is_moe_layer(layer)).total for layer in range(model.layers)
         )
-        split = balance_layers(sizes, model.vocab * model.hidden, layout.pp * layout.vpp)
+        layers = balance_layers(sizes, model.vocab * model.hidden, layout.pp * layout.vpp)
+        split = Split(layers)
     return Case(
         model, cluster, job, layout, defaults.memory, schedule, split, tuple(cells.assumed)
     )

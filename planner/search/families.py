@@ -1,0 +1,97 @@
+"""Kinds of layout, and why each kind lost."""
+
+from planner.cost.layer import Prices
+from planner.layout.layout import Layout
+from planner.plan import CandidateRecord
+from planner.search.recommend import Options, Search, best_first
+from planner.search.targets import Target
+from planner.simulate.step import StepEstimate
+from planner.spec.cluster import ClusterSpec
+from planner.units import format_bytes, format_s
+
+_CAUSES = {
+    "recompute": "recompute",
+    "tensor_parallel": "exposed tensor-parallel communication",
+    "context_parallel": "exposed context-parallel communication",
+    "expert_parallel": "exposed expert-parallel communication",
+    "data_parallel": "exposed data-parallel communication",
+    "pipeline": "pipeline bubble and transfers",
+    "host": "kernel launches",
+    "optimizer": "the optimizer",
+    "compute": "slower kernels (smaller shapes)",
+}
+
+
+def family(layout: Layout, cluster: ClusterSpec) -> str:
+    """Return the kind of a layout in the field's words."""
+    parts = []
+    if layout.tp > cluster.domain_gpus:
+        parts.append("tensor parallel across nodes")
+    elif layout.tp > 1:
+        parts.append("tensor parallel")
+    if layout.cp > 1:
+        parts.append("context parallel")
+    if layout.vpp > 1:
+        parts.append("interleaved pipeline")
+    elif layout.pp > 1:
+        parts.append("pipeline")
+    if layout.shard.weights > 1:
+        sharded = layout.shard.weights < layout.dp * layout.cp
+        parts.append("hybrid sharded data parallel" if sharded else "fully sharded data parallel")
+    return " + ".join(parts) or "data parallel"
+
+
+def _slower_because(loser: StepEstimate, winner: StepEstimate) -> str:
+    """Name the part of the step in which the loser loses most."""
+    gap = loser.step_time_s - winner.step_time_s
+    worse = {
+        part: loser.parts_s[part] - winner.parts_s.get(part, 0.0) for part in loser.parts_s
+    }
+    part = max(worse, key=worse.__getitem__)
+    percent = 100 * gap / winner.step_time_s
+    return f"{percent:.0f}% slower: {format_s(worse[part])} more for {_CAUSES[part]}"
+
+
+def lost_families(
+    prices: Prices, found: Search, winner: StepEstimate, target: Target, options: Options
+) -> list[CandidateRecord]:
+    """Return the best layout of every other family with the reason it lost, fastest first."""
+    cluster = prices.cluster
+    fitting: dict[str, list[Layout]] = {}
+    for layout in found.fitting:
+        fitting.setdefault(family(layout, cluster), []).append(layout)
+    records = []
+    own = family(winner.layout, cluster)
+    for kind, members in fitting.items():
+        if kind == own:
+            continue
+        best, _, _ = best_first(prices, members, found.limit_bytes, target, 1, options.budget_s)
+        if best:
+            records.append(
+                CandidateRecord(
+                    label=kind,
+                    step_time_s=best[0].step_time_s,
+                    memory_bytes=best[0].memory.device,
+                    reason=f"{best[0].layout.label()}: {_slower_because(best[0], winner)}",
+                )
+            )
+    records.sort(key=lambda record: record.step_time_s or 0.0)
+    return records + _too_large(found, cluster, {own, *fitting})
+
+
+def _too_large(found: Search, cluster: ClusterSpec, known: set[str]) -> list[CandidateRecord]:
+    """Return the families of which no layout fits, with the least that one of them needs."""
+    least: dict[str, tuple[float, Layout]] = {}
+    for layout, size in zip(found.layouts, found.needed_bytes, strict=True):
+        kind = family(layout, cluster)
+        if kind not in known and size < least.get(kind, (float("inf"), layout))[0]:
+            least[kind] = (size, layout)
+    return [
+        CandidateRecord(
+            label=kind,
+            memory_bytes=size,
+            reason=f"does not fit: {layout.label()} needs at least {format_bytes(size)} of "
+            f"{format_bytes(found.limit_bytes)}",
+        )
+        for kind, (size, layout) in sorted(least.items(), key=lambda item: item[1][0])
+    ]

@@ -1,0 +1,106 @@
+"""Layers to stages and recompute to layers for one layout: the partition problem, and its use."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from planner.cost.layer import Prices
+from planner.layout.layout import Layout, Recompute
+from planner.layout.local import layer_local, stage_local
+from planner.layout.stages import Split, StageLayers, stage_layers
+from planner.memory.activations import layer_bytes
+from planner.memory.estimate import allocated_limit, job_shape, peak_memory, transient_bytes
+from planner.memory.states import state_bytes
+from planner.schedule.orders import kept_moments, order
+from planner.search.partition import Partition, PartitionProblem, partition
+from planner.search.targets import Target
+from planner.simulate.step import StepEstimate, estimate_step, schedule_name
+
+
+def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> PartitionProblem:
+    """Return the prices of all layers and stages of ``layout`` under ``limit_bytes`` of device."""
+    model, job = prices.model, prices.job
+    kinds = [model.is_moe_layer(layer) for layer in range(model.layers)]
+    kept = replace(layout, recompute=Recompute.NONE)
+    none = {moe: prices.layer(kept, moe) for moe in set(kinds)}
+    full = {moe: prices.layer(kept, moe, Recompute.FULL) for moe in set(kinds)}
+    shape, software = job_shape(job, layout), job.software
+    degrees = (layout.tp, layout.ep, layout.etp)
+
+    def column(value: dict[bool, float]) -> np.ndarray:
+        return np.array([value[moe] for moe in kinds])
+
+    def held(recompute: Recompute) -> dict[bool, float]:
+        return {m: layer_bytes(model, shape, software, recompute, m) for m in none}
+
+    static = {
+        moe: state_bytes(layer_local(model, moe, *degrees), layout, software).total for moe in none
+    }
+    stages = stage_layers(model, layout.pp * layout.vpp)
+    ends = [StageLayers(0, 0, stage.embedding, stage.head) for stage in stages]
+    again = model.is_moe_layer(model.layers - 1)
+    transients = [
+        transient_bytes(
+            model,
+            shape,
+            software,
+            Recompute.NONE,
+            StageLayers(0, 0, end.embedding, end.head, int(not again), int(again)),
+            layout.shard.weights > 1,
+        )
+        for end in ends
+    ]
+    micro_batches = layout.micro_batches(job.global_batch)
+    moments = kept_moments(order(schedule_name(layout), layout.pp, micro_batches, layout.vpp))
+    return PartitionProblem(
+        stages=layout.pp,
+        chunks=layout.vpp,
+        micro_batches=micro_batches,
+        forward_s=column({m: cost.forward.total for m, cost in none.items()}),
+        backward_s=column({m: cost.backward.total for m, cost in none.items()}),
+        recompute_s=column({m: cost.recompute_s for m, cost in full.items()}),
+        kept_bytes=column(held(Recompute.NONE)),
+        kept_recompute_bytes=column(held(Recompute.FULL)),
+        static_bytes=column(static),
+        stage_s=np.array([_end_s(prices, layout, end) for end in ends]),
+        stage_bytes=np.array(
+            [
+                state_bytes(stage_local(model, end, *degrees), layout, software).total + extra
+                for end, extra in zip(ends, transients, strict=True)
+            ]
+        ),
+        in_flight=moments,
+        limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes)),
+    )
+
+
+def _end_s(prices: Prices, layout: Layout, end: StageLayers) -> float:
+    seconds = 0.0
+    for present, price in ((end.embedding, prices.embedding), (end.head, prices.head)):
+        if present:
+            seconds += price(layout).forward.total + price(layout).backward.total
+    return seconds
+
+
+def improved(
+    prices: Prices, step: StepEstimate, limit_bytes: float, target: Target, time_limit_s: float
+) -> tuple[StepEstimate, Partition | None]:
+    """Return ``step`` with better stages where the partition finds any, and what it proved.
+
+    The partition minimises ``(m - 1/v) max + sum / v``; the simulator has the last word, so an
+    answer that is slower when simulated is dropped.
+    """
+    layout = step.layout
+    if layout.pp == 1:
+        return step, None
+    found = partition(partition_problem(prices, layout, limit_bytes), time_limit_s)
+    if not found.feasible or not found.layers:
+        return step, found
+    recomputed = found.recompute_layers
+    if target.uniform_recompute:
+        most = max(recomputed)
+        recomputed = tuple(min(most, count) for count in found.layers)
+    split = Split(found.layers, recomputed)
+    better = estimate_step(prices, layout, split)
+    fits = peak_memory(prices.model, prices.job, layout, split).device <= limit_bytes
+    return (better if fits and better.step_time_s < step.step_time_s else step), found

@@ -1,0 +1,50 @@
+"""What can run a plan: the software it is priced with and the rules it must obey."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.errors import SpecError
+from planner.layout.layout import Layout
+from planner.layout.rules_torch import torch_target_problems
+from planner.spec.job import JobSpec, SoftwareSpec
+from planner.spec.model import ModelSpec
+from planner.spec.software import MEGATRON_CORE, TORCH_LAUNCHER
+
+Problems = Callable[[ModelSpec, JobSpec, Layout], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A program that trains a plan.
+
+    ``uniform_recompute``: it recomputes the same number of layers on every stage.
+    """
+
+    name: str
+    software: SoftwareSpec
+    problems: Problems | None
+    uniform_recompute: bool
+
+
+def _megatron_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
+    """Rules of Megatron-Core 0.16 (``core/parallel_state.py``, ``training/arguments.py``).
+
+    Stages of unequal layers are legal: ``--pipeline-model-parallel-layout`` writes them out.
+    """
+    problems = []
+    if layout.shard.gradients > 1:
+        problems.append("the distributed optimizer is ZeRO-1; weights and gradients stay whole")
+    return problems
+
+
+TARGETS = {
+    "torch": Target("torch", TORCH_LAUNCHER, torch_target_problems, False),
+    "megatron": Target("megatron", MEGATRON_CORE, _megatron_problems, True),
+}
+
+
+def target(name: str) -> Target:
+    """Return a target by name."""
+    if name not in TARGETS:
+        raise SpecError(f"--target: {name!r} is not a target; use one of {', '.join(TARGETS)}")
+    return TARGETS[name]
