@@ -173,7 +173,8 @@ def _fullest(kept: IntArray) -> IntArray:
     turns = (np.diff(peaks, axis=0, prepend=-1) != np.diff(peaks, axis=0, append=-1)).any(axis=1)
     corners = np.unique(peaks[turns], axis=0)
     reached = (corners[None, :, :] >= corners[:, None, :]).all(axis=2)
-    return corners[reached.sum(axis=1) == 1]  # no row but itself reaches it in every column
+    # no row but itself reaches it in every column
+    return np.asarray(corners[reached.sum(axis=1) == 1])
 
 
 def _shape_problem(kind: str, stages: int, micro_batches: int, chunks: int) -> str | None:

@@ -13,6 +13,7 @@ from planner.schedule.orders import (
     group_problem,
     in_flight,
     interleaved,
+    kept_moments,
     kept_peak,
     legal_group,
     one_f_one_b,
@@ -236,3 +237,17 @@ def test_schedules_without_chunks_have_groups_of_one() -> None:
     assert checked_group("1f1b", 4, 7, 1) == 1
     assert checked_group("interleaved_1f1b", 4, 8, 2) == 4
     assert checked_group("interleaved_1f1b", 8, 4, 2) == 4
+
+
+@given(orders(), st.integers(0, 2**32))
+def test_kept_moments_give_the_peak_whatever_chunks_weigh(made: Order, seed: int) -> None:
+    weights = np.random.default_rng(seed).random((made.stages, made.chunks))
+    moments = kept_moments(made).reshape(-1, made.chunks, made.stages)
+    peak = (moments * weights.T).sum(axis=1).max(axis=0)
+
+    assert peak == pytest.approx(kept_peak(made, weights))
+
+
+def test_few_moments_matter() -> None:
+    assert len(kept_moments(one_f_one_b(16, 512))) == 1
+    assert len(kept_moments(interleaved(16, 512, 4))) <= 4
