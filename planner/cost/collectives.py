@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil, log2, sqrt
 
 from planner.spec.cluster import ClusterSpec, ScaleOutSpec
-from planner.spec.gpu import CollectiveCurve
+from planner.spec.gpu import CollectiveCurve, bus_factor
 
 # NCCL's own constants for a hop inside a node and for a kernel start, in seconds
 # (nccl src/graph/tuning.cc: 0.6 us NVLink hop in LL, 6.6 us base; sizes of hardware tables 2.2).
@@ -35,13 +35,6 @@ class Group:
         domain = cluster.domain_gpus
         inside = max(1, min(ranks, domain // stride)) if stride < domain else 1
         return cls(ranks, inside, ceil(ranks / inside))
-
-
-def bus_factor(kind: str, ranks: int) -> float:
-    """Bytes on the busiest link ÷ message bytes."""
-    if kind in ("send_recv", "broadcast"):
-        return 1.0
-    return (2.0 if kind == "all_reduce" else 1.0) * (ranks - 1) / ranks
 
 
 def _inside_curve(kind: str, ranks: int, cluster: ClusterSpec) -> CollectiveCurve:

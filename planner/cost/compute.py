@@ -25,8 +25,13 @@ def _wave(tiles: float, sm_count: int) -> float:
     return tiles / (ceil(tiles / sm_count) * sm_count)
 
 
+def half_precision_peak(gpu: GpuSpec) -> float:
+    """Dense FLOP/s in bf16, or in fp16 where the GPU has no bf16 units."""
+    return gpu.peak_flops.get("bf16") or gpu.peak_flops["fp16"]
+
+
 def gemm_s(operation: Gemm, gpu: GpuSpec, dtype: str) -> float:
-    """Seconds of ``count`` products (m, k) x (k, n) in one batched call.
+    """Seconds of ``copies`` products (m, k) x (k, n) in one batched call.
 
     ``t = t0 + (T_comp^4 + T_mem^4)^(1/4)`` with
     ``T_comp = 2 m n k / (P e k / (k + k_half) wave^a)``: hardware tables, "GEMM".
@@ -35,17 +40,17 @@ def gemm_s(operation: Gemm, gpu: GpuSpec, dtype: str) -> float:
     if not operation.weight and dtype not in ("bf16", "fp16", "fp32"):
         dtype = "bf16"
     curve = gpu.gemm.get(dtype, DEFAULT_GEMM)
-    peak = gpu.peak_flops.get(dtype) or gpu.peak_flops["bf16"]
-    m, n, k, count = operation.m, operation.n, operation.k, operation.count
+    peak = gpu.peak_flops.get(dtype) or half_precision_peak(gpu)
+    m, n, k, copies = operation.m, operation.n, operation.k, operation.copies
     rows = ceil(m / TILE_ROWS) * TILE_ROWS if operation.grouped else m
-    tiles = ceil(m / curve.tile_m) * ceil(n / curve.tile_n) * count
+    tiles = ceil(m / curve.tile_m) * ceil(n / curve.tile_n) * copies
     share = curve.efficiency * k / (k + curve.k_half)
     share *= _wave(tiles, gpu.sm_count) ** curve.wave_exponent * gpu.sustained_fraction
     if operation.grouped:
         share *= gpu.grouped_fraction
-    compute = 2 * rows * n * k * count / (peak * share)
+    compute = 2 * rows * n * k * copies / (peak * share)
     out_bytes = 8 if operation.accumulates else 2
-    moved = (2 * (m * k + n * k) + out_bytes * m * n) * count
+    moved = (2 * (m * k + n * k) + out_bytes * m * n) * copies
     memory = moved / (curve.hbm_fraction * gpu.hbm_bytes_per_s)
     return curve.overhead_s + float((compute**4 + memory**4) ** 0.25)
 
@@ -61,13 +66,13 @@ def attention_s(operation: Attention, gpu: GpuSpec, flash_version: int = 3) -> f
     tiles = operation.batch * operation.heads * ceil(operation.seq_q / TILE_ROWS)
     share = curve.efficiency * operation.seq_kv / (operation.seq_kv + curve.s_half)
     share *= _wave(tiles, gpu.sm_count) ** curve.wave_exponent * gpu.sustained_fraction
-    peak = gpu.peak_flops.get("bf16") or gpu.peak_flops["fp16"]
+    peak = half_precision_peak(gpu)
     share *= gpu.flash_fraction.get(flash_version, 1.0)
     slower = curve.backward_ratio if operation.passes > 1 else 1.0
-    return curve.overhead_s + slower * flops / (peak * share)
+    return float(curve.overhead_s + slower * flops / (peak * share))
 
 
 def elementwise_s(operation: Elementwise, gpu: GpuSpec) -> float:
     """Seconds of kernels bound by memory traffic."""
     moved = operation.moved_bytes / (gpu.memory_bound_fraction * gpu.hbm_bytes_per_s)
-    return moved + operation.kernels * gpu.launch_s
+    return float(moved + operation.kernels * gpu.launch_s)

@@ -129,9 +129,7 @@ class Prices:
             again = forward
         elif recompute is Recompute.SELECTIVE:
             again = self._pass(_selected(operations, core, software), groups, stalled)
-        return PassCost(
-            forward, self._pass(reverse, groups, stalled).plus(again), again.total
-        )
+        return PassCost(forward, self._pass(reverse, groups, stalled).plus(again), again.total)
 
     def _pass(
         self, operations: Iterable[Operation], groups: dict[str, Group], stalled_step_s: float
@@ -145,9 +143,7 @@ class Prices:
         for operation in operations:
             if isinstance(operation, Collective):
                 group = groups[operation.axis]
-                seconds = collective_s(
-                    operation.kind, operation.message_bytes, group, self.cluster
-                )
+                seconds = collective_s(operation.kind, operation.message_bytes, group, self.cluster)
                 if operation.axis == "tp":
                     seconds += (group.ranks - 1) * stalled_step_s
                 kernels += KERNELS_PER_COLLECTIVE

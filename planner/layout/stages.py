@@ -110,7 +110,9 @@ def split_layers(layers: int, chunks: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def balance_layers(layer_sizes: tuple[float, ...], head_size: float, chunks: int) -> tuple[int, ...]:
+def balance_layers(
+    layer_sizes: tuple[float, ...], head_size: float, chunks: int
+) -> tuple[int, ...]:
     """Return the layers of each stage when blocks are dealt by size, the output matrix as a block.
 
     Fills a stage until it reaches its share of the total (nanotron ``build_and_set_rank``,

@@ -109,9 +109,7 @@ def rank_memory(
     held = 0.0  # activations of one micro-batch through all chunks of this rank
     for count, moe_layer, recompute in mine.kinds(layout.recompute):
         held += count * layer_bytes(model, shape, software, recompute, moe_layer)
-    passes = peak_chunk_passes(
-        layout.pp, layout.vpp, layout.micro_batches(job.global_batch), rank
-    )
+    passes = peak_chunk_passes(layout.pp, layout.vpp, layout.micro_batches(job.global_batch), rank)
     transient = transient_bytes(
         model, shape, software, layout.recompute, mine, layout.shard.weights > 1
     )

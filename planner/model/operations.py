@@ -17,13 +17,13 @@ GEMM_TILE_ROWS = 128
 
 
 class Gemm(NamedTuple):
-    """``count`` products of (m, k) by (k, n)."""
+    """``copies`` products of (m, k) by (k, n)."""
 
     name: str
     m: float
     n: float
     k: float
-    count: float = 1
+    copies: float = 1
     accumulates: bool = False  # adds to an fp32 gradient: reads and writes 4 bytes per output
     weight: bool = True  # multiplies a weight, so its precision is the training precision
     grouped: bool = False  # one call over the experts of a rank
@@ -128,8 +128,7 @@ def _leave_tp(shape: Shape, hidden: int, name: str, axis: str = "tp") -> tuple[O
 
 def _attention_core(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> list[Operation]:
     heads = model.heads / shape.tp
-    key_dim = model.head_dim
-    value_dim = model.head_dim
+    key_dim = value_dim = model.head_dim
     if model.mla is not None:
         key_dim = model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim
         value_dim = model.mla.v_head_dim
@@ -138,16 +137,16 @@ def _attention_core(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> l
         span = 2 * attention_span(model, shape.seq_len)
         dim = (key_dim + value_dim) / 2
         return [Attention("attention", shape.micro_batch, heads, seq_q, span, dim)]
-    count = shape.micro_batch * heads
-    scores = count * seq_q * shape.seq_len
+    copies = shape.micro_batch * heads
+    scores = copies * seq_q * shape.seq_len
     # fused scale-mask-softmax: read and write 2 bytes; eager: scale, mask, fp32 softmax, cast
     softmax = Elementwise("softmax", 4 * scores)
     if not software.fused_kernels:
         softmax = Elementwise("softmax", 24 * scores, kernels=5)
     core: list[Operation] = [
-        Gemm("scores", seq_q, shape.seq_len, key_dim, count, weight=False),
+        Gemm("scores", seq_q, shape.seq_len, key_dim, copies, weight=False),
         softmax,
-        Gemm("context", seq_q, value_dim, shape.seq_len, count, weight=False),
+        Gemm("context", seq_q, value_dim, shape.seq_len, copies, weight=False),
         # q, k, v and the context change between (s, b) and (b, s) order
         Elementwise("transpose", 8 * shape.tokens * heads * key_dim, kernels=2),
     ]
@@ -163,8 +162,7 @@ def _context_exchange(model: ModelSpec, shape: Shape) -> tuple[Operation, ...]:
     width = 2 * model.kv_heads * model.head_dim
     if model.mla is not None:
         width = model.heads * (model.mla.qk_nope_head_dim + model.mla.v_head_dim)
-    width = max(width / shape.tp, model.head_dim)
-    message = 2 * shape.micro_batch * shape.seq_len * width
+    message = 2 * shape.micro_batch * shape.seq_len * max(width / shape.tp, model.head_dim)
     return (Collective("cp exchange", "all_gather", message, "cp", hidden_behind="attention"),)
 
 
@@ -342,7 +340,7 @@ def backward(operation: Operation, software: SoftwareSpec) -> tuple[Operation, .
         if not operation.weight or software.fused_gradient_accumulation:
             return input_gradient, weight_gradient
         # a kernel of its own reads the 2-byte gradient, reads and writes the 4-byte one
-        added = 10 * operation.n * operation.k * operation.count
+        added = 10 * operation.n * operation.k * operation.copies
         return input_gradient, weight_gradient, Elementwise("gradient accumulation", added)
     if isinstance(operation, Attention):
         return (operation._replace(name="attention backward", passes=2.5, kernels=3),)

@@ -56,7 +56,7 @@ def recommend(
     cluster: ClusterSpec,
     job: JobSpec,
     target: Target,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
 ) -> Plan | NoFit:
     """Return the fastest plan that fits and the target can run, or what it would take."""
     job = job.model_copy(update={"software": target.software})
@@ -218,4 +218,3 @@ def _larger_gpus(cluster: ClusterSpec, found: Search, options: Options) -> list[
     gpu = min(larger, key=lambda gpu: gpu.memory_bytes)
     text = f"use GPUs of {format_bytes(needed)} or more, such as {gpu.name}"
     return [Change(text, gpu.memory_bytes / cluster.gpu.memory_bytes)]
-

@@ -44,9 +44,7 @@ def family(layout: Layout, cluster: ClusterSpec) -> str:
 def _slower_because(loser: StepEstimate, winner: StepEstimate) -> str:
     """Name the part of the step in which the loser loses most."""
     gap = loser.step_time_s - winner.step_time_s
-    worse = {
-        part: loser.parts_s[part] - winner.parts_s.get(part, 0.0) for part in loser.parts_s
-    }
+    worse = {part: loser.parts_s[part] - winner.parts_s.get(part, 0.0) for part in loser.parts_s}
     part = max(worse, key=worse.__getitem__)
     percent = 100 * gap / winner.step_time_s
     return f"{percent:.0f}% slower: {format_s(worse[part])} more for {_CAUSES[part]}"

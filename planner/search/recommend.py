@@ -59,7 +59,7 @@ def search(
     cluster: ClusterSpec,
     job: JobSpec,
     target: Target,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
 ) -> Search:
     """Return the fastest layouts that fit. Each recomputes only as many layers as it must."""
     started = time.monotonic()
@@ -69,7 +69,8 @@ def search(
     fitting = [layout for layout, size in zip(found, needed, strict=True) if size <= limit]
     least = min(range(len(found)), key=needed.__getitem__, default=None)
     prices = Prices(model, cluster, job)
-    best, simulated, gap = [], 0, 0.0
+    best: list[StepEstimate] = []
+    simulated, gap = 0, 0.0
     if options.keep:
         best, simulated, gap = best_first(
             prices, fitting, limit, target, options.keep, options.budget_s
@@ -108,9 +109,7 @@ def best_first(
         if best and time.monotonic() > deadline:
             return best, simulated, max(0.0, 1 - bound / best[0].step_time_s)
         layout = fitting[index]
-        split = least_recompute(
-            prices.model, prices.job, layout, limit, target.uniform_recompute
-        )
+        split = least_recompute(prices.model, prices.job, layout, limit, target.uniform_recompute)
         if split is None:
             continue
         best.append(estimate_step(prices, layout, split))

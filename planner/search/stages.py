@@ -12,7 +12,7 @@ from planner.memory.activations import layer_bytes
 from planner.memory.estimate import allocated_limit, job_shape, peak_memory, transient_bytes
 from planner.memory.states import state_bytes
 from planner.schedule.orders import kept_moments, order
-from planner.search.partition import Partition, PartitionProblem, partition
+from planner.search.partition import FloatArray, Partition, PartitionProblem, partition
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step, schedule_name
 
@@ -27,7 +27,7 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
     shape, software = job_shape(job, layout), job.software
     degrees = (layout.tp, layout.ep, layout.etp)
 
-    def column(value: dict[bool, float]) -> np.ndarray:
+    def column(value: dict[bool, float]) -> FloatArray:
         return np.array([value[moe] for moe in kinds])
 
     def held(recompute: Recompute) -> dict[bool, float]:
@@ -69,7 +69,7 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
                 for end, extra in zip(ends, transients, strict=True)
             ]
         ),
-        in_flight=moments,
+        in_flight=moments.astype(float),
         limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes)),
     )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.collectives import send_recv_s
+from planner.cost.compute import half_precision_peak
 from planner.cost.data_parallel import optimizer_s, replicas, shares, sync_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
@@ -13,10 +14,9 @@ from planner.layout.local import LocalParameters, stage_local
 from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers
 from planner.memory.estimate import RankMemory, peak_memory
 from planner.memory.states import WEIGHT_BYTES
-from planner.spec.cluster import ClusterSpec
 from planner.model.flops import model_flops_per_token
 from planner.simulate.pipeline import pipeline_time
-
+from planner.spec.cluster import ClusterSpec
 
 LAYER_BUCKET = float("inf")  # fully sharded layers travel whole
 
@@ -130,9 +130,7 @@ def _gradient_tail_s(
         parts = shares(local, layout, prices.cluster)
         if shard.optimizer > 1 and software.reduce_scatter_gradients:
             kind = "reduce_scatter"
-    total, last = sync_s(
-        kind, parts, software.reduce_bytes, software.bucket_bytes, prices.cluster
-    )
+    total, last = sync_s(kind, parts, software.reduce_bytes, software.bucket_bytes, prices.cluster)
     if not software.overlap_grad_reduce:
         return total
     return last + _left_exposed(total - last, last_s)
@@ -158,9 +156,7 @@ def schedule_name(layout: Layout) -> str:
     return "1f1b" if layout.vpp == 1 else "interleaved_1f1b"
 
 
-def estimate_step(
-    prices: Prices, layout: Layout, split: Split | None = None
-) -> StepEstimate:
+def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) -> StepEstimate:
     """Estimate one optimizer step of ``layout``; ``split`` overrides the layers of each stage."""
     job, cluster, model = prices.job, prices.cluster, prices.model
     micro_batches = layout.micro_batches(job.global_batch)
@@ -193,7 +189,7 @@ def estimate_step(
     _, data_parallel, update = tails[busiest]
     parts_s = _attribute(costs[busiest :: layout.pp], micro_batches, total, data_parallel, update)
     flops = model_flops_per_token(model, job.seq_len) * job.global_batch * job.seq_len
-    peak = cluster.gpu.peak_flops.get("bf16") or cluster.gpu.peak_flops["fp16"]
+    peak = half_precision_peak(cluster.gpu)
     return StepEstimate(
         layout,
         split or Split(tuple(stage.layers for stage in stages)),

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ csv.field_size_limit(10**7)
 _YES = {"1", "yes", "true"}
 
 
-class Skip(Exception):
+class Skip(Exception):  # noqa: N818 - an answer, not an error
     """A row that cannot be estimated, and why."""
 
 
@@ -97,10 +97,13 @@ class _Cells:
         return text.lower() in _YES
 
 
+Fields = tuple[tuple[str, str | int | bool], ...]
+
+
 @lru_cache(maxsize=4096)
-def _model(fields: tuple[tuple[str, object], ...], moe: tuple[tuple[str, object], ...]) -> ModelSpec:
-    experts = MoESpec(**dict(moe)) if moe else None  # type: ignore[arg-type]
-    return ModelSpec(**dict(fields), moe=experts)  # type: ignore[arg-type]
+def _model(fields: Fields, moe: Fields) -> ModelSpec:
+    experts = MoESpec.model_validate(dict(moe)) if moe else None
+    return ModelSpec.model_validate(dict(fields) | {"moe": experts})
 
 
 def read_model(cells: _Cells) -> ModelSpec:
@@ -108,7 +111,7 @@ def read_model(cells: _Cells) -> ModelSpec:
     row = cells.row
     layers, hidden = cells.need("n_layers"), cells.need("hidden")
     heads = cells.integer("n_heads", max(1, hidden // 128))
-    moe: tuple[tuple[str, object], ...] = ()
+    moe: Fields = ()
     experts = number(row, "n_experts") or 0
     if experts > 1:
         with_experts = number(row, "n_moe_layers") or layers
@@ -180,27 +183,44 @@ def _is_modern(row: dict[str, str]) -> bool:
     return bool(newer) or eight_bit or parallel
 
 
-def read_case(row: dict[str, str]) -> Case:
-    """Return the case of a row; raises Skip with the reason where there is none."""
-    cells = _Cells(row)
-    notes = row.get("notes", "")
+def _refuse(row: dict[str, str]) -> None:
+    """Raise Skip for what the cost model cannot express at all."""
     if row.get("offload", "") not in ("", "none"):
         raise Skip("offload is not estimated yet")
     if row.get("attention_kind") == "hybrid":
         raise Skip("hybrid attention layers cannot be expressed")
     if row.get("task", "pretrain") not in ("", "pretrain", "sft"):
         raise Skip(f"task {row['task']} is not estimated yet")
-    gpus = cells.need("n_gpus")
-    defaults = defaults_for(row.get("framework", ""), notes, _is_modern(row))
-    seq_len = cells.need("seq_len")
-    global_batch = cells.need("gbs")
+
+
+def _precision(row: dict[str, str]) -> str:
+    """Return the training precision in the planner's words; bf16 where it is not stated."""
+    text = row.get("precision") or "bf16"
+    if "/" in text:  # "bf16/fp16 mixed"
+        return "bf16"
+    return "fp8_block" if text == "fp8-blockwise" else text
+
+
+def _dealt_stages(model: ModelSpec, layout: Layout) -> Split:
+    """Return the stages of a framework that deals blocks to stages by their size."""
+    kinds = [model.is_moe_layer(layer) for layer in range(model.layers)]
+    sizes = tuple(float(layer_parameters(model, moe).total) for moe in kinds)
+    head = float(model.vocab * model.hidden)
+    return Split(balance_layers(sizes, head, layout.pp * layout.vpp))
+
+
+def read_case(row: dict[str, str]) -> Case:
+    """Return the case of a row; raises Skip with the reason where there is none."""
+    _refuse(row)
+    cells = _Cells(row)
+    defaults = defaults_for(row.get("framework", ""), row.get("notes", ""), _is_modern(row))
+    gpus, seq_len, global_batch = (cells.need(name) for name in ("n_gpus", "seq_len", "gbs"))
     try:
         model = read_model(cells)
         layout = read_layout(cells, defaults, gpus, global_batch)
-        per_node = cells.integer("gpus_per_node", 8)
         cluster = machine(
             row["gpu"],
-            per_node,
+            cells.integer("gpus_per_node", 8),
             row.get("interconnect_intra", ""),
             row.get("interconnect_inter", ""),
             gpus,
@@ -209,25 +229,10 @@ def read_case(row: dict[str, str]) -> Case:
         raise Skip(f"contradiction: {error.errors()[0]['msg']}") from None
     except PlannerError as error:
         raise Skip(str(error)) from None
-    precision = row.get("precision") or "bf16"
-    if "/" in precision:
-        precision = "bf16"
-    if precision == "fp8-blockwise":
-        precision = "fp8_block"
+    software = defaults.software
     job = JobSpec(
-        global_batch=global_batch, seq_len=seq_len, precision=precision, software=defaults.software
+        global_batch=global_batch, seq_len=seq_len, precision=_precision(row), software=software
     )
+    split = _dealt_stages(model, layout) if software.balanced_stages and layout.pp > 1 else None
     schedule = note(row, "schedule") or ("1F1B" if layout.vpp == 1 else "1F1B-I")
-    split = None
-    if defaults.software.balanced_stages and layout.pp > 1:
-        sizes = tuple(
-            layer_parameters(model, model.is_moe_layer(layer)).total for layer in range(model.layers)
-        )
-        layers = balance_layers(sizes, model.vocab * model.hidden, layout.pp * layout.vpp)
-        split = Split(layers)
-    return Case(
-        model, cluster, job, layout, defaults.memory, schedule, split, tuple(cells.assumed)
-    )
-
-
-__all__ = ["Case", "Skip", "number", "note", "read_case", "read_rows", "replace"]
+    return Case(model, cluster, job, layout, defaults.memory, schedule, split, tuple(cells.assumed))

@@ -70,8 +70,8 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
 def defaults_for(framework: str, notes: str, modern: bool = False) -> Defaults:
     """Return the defaults of ``framework``, refined by what the run's notes say of its kernels.
 
-    ``modern``: the run uses what Megatron-LM has only since Megatron-Core (8-bit precision, experts,
-    context parallelism, Hopper or newer GPUs).
+    ``modern``: the run uses what Megatron-LM has only since Megatron-Core (8-bit precision,
+    experts, context parallelism, Hopper or newer GPUs).
     """
     if modern and framework == "Megatron-LM":
         framework = "Megatron-Core"

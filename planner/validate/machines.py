@@ -3,7 +3,6 @@
 import re
 from functools import lru_cache
 
-from planner.errors import SpecError
 from planner.spec.cluster import ClusterSpec, ScaleOutSpec, ScaleUpSpec, load_gpu
 from planner.spec.gpu import GpuSpec
 from planner.units import GB
@@ -40,7 +39,9 @@ def _net_gb_per_s(text: str, gpu: str, gpus_per_node: int) -> float:
         return _by_prefix(_USUAL_NET, gpu, 12.5)
     if "Ethernet" in text:
         return 100 / 8 / gpus_per_node
-    match = re.search(r"(?:(\d+)x)?[^\d]*(\d+)\s*Gb/s", text) or re.search(r"(\d+)x \w*?(\d+)", text)
+    match = re.search(r"(?:(\d+)x)?[^\d]*(\d+)\s*Gb/s", text) or re.search(
+        r"(\d+)x \w*?(\d+)", text
+    )
     if match is None:
         return _by_prefix(_USUAL_NET, gpu, 12.5)
     count, gbps = int(match[1] or 1), int(match[2])
@@ -96,6 +97,3 @@ def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int
 
 def _without_collectives(gpu: GpuSpec) -> GpuSpec:
     return gpu.model_copy(update={"collectives": {}})
-
-
-__all__ = ["SpecError", "machine"]
