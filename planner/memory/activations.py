@@ -57,7 +57,7 @@ def _attention_bytes(
 def _mlp_bytes(model: ModelSpec, rows: float, inner: float, software: SoftwareSpec) -> float:
     """Input and output of the activation function; the eager gated one also keeps silu(gate)."""
     tensors = 3 if model.gated_mlp else 2
-    if model.gated_mlp and not software.fused_kernels:
+    if model.gated_mlp and not software.fused_activation:
         tensors += 1
     return 2 * tensors * rows * inner
 

@@ -15,9 +15,10 @@ from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.units import MIB
 
-# CUDA context, cuBLAS workspace and NCCL's own buffers: not in torch's counters.
-# 340-400 MiB of NCCL buffers measured (hardware tables, "memory"); context about 500 MiB.
-CONTEXT_BYTES = 900 * MIB
+# CUDA context and cuBLAS workspace; NCCL's buffers of each communicator (hardware tables, "memory":
+# 340-400 MiB measured). Neither is in torch's counters.
+CONTEXT_BYTES = 500 * MIB
+COMMUNICATOR_BYTES = 370 * MIB
 # What torch reserves beyond what it has allocated at the peak: segments of 2 and 20 MiB, split
 # blocks that no request fits (pytorch c10/cuda/CUDACachingAllocator).
 FRAGMENTATION = 0.04
@@ -32,6 +33,7 @@ class RankMemory:
     optimizer: float
     activations: float
     transient: float
+    outside: float  # context and communicators, which torch does not count
 
     @property
     def allocated(self) -> float:
@@ -47,12 +49,18 @@ class RankMemory:
     @property
     def device(self) -> float:
         """What the driver (nvidia-smi) shows: the number that must fit."""
-        return self.reserved + CONTEXT_BYTES
+        return self.reserved + self.outside
 
 
-def allocated_limit(device_bytes: float) -> float:
+def outside_bytes(layout: Layout) -> float:
+    """Return what the CUDA context and one communicator for each kind of group take."""
+    degrees = (layout.tp, layout.cp, layout.pp, layout.dp, layout.ep)
+    return CONTEXT_BYTES + COMMUNICATOR_BYTES * sum(degree > 1 for degree in degrees)
+
+
+def allocated_limit(device_bytes: float, layout: Layout) -> float:
     """Return what torch may allocate for the driver to show ``device_bytes``."""
-    return (device_bytes - CONTEXT_BYTES) / (1 + FRAGMENTATION)
+    return (device_bytes - outside_bytes(layout)) / (1 + FRAGMENTATION)
 
 
 def job_shape(job: JobSpec, layout: Layout) -> Shape:
@@ -82,8 +90,9 @@ def transient_bytes(
     again = stage.dense_recomputed + stage.moe_recomputed > 0
     if recompute is Recompute.FULL or again:
         working = layer_bytes(model, shape, software, Recompute.NONE, moe_layer)
-    else:  # gradients of the layer at work: the widest tensor twice
-        working = 4 * shape.tokens * max(model.ffn_hidden / shape.tp, model.hidden)
+    else:  # the layer at work: its gathered input and that one's gradient, the widest gradient
+        widest = 2 * model.ffn_hidden if model.gated_mlp else model.ffn_hidden
+        working = 2 * shape.tokens * (2 * model.hidden + max(widest / shape.tp, model.hidden))
     if stage.head:
         working = max(working, head_bytes(model, shape, software))
     if gathers_weights:  # two layers gathered, and one full gradient
@@ -119,6 +128,7 @@ def rank_memory(
         states.optimizer,
         held * passes / layout.vpp,
         transient,
+        outside_bytes(layout),
     )
 
 

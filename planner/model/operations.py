@@ -213,8 +213,8 @@ def attention_operations(
 def _activation(model: ModelSpec, rows: float, width: float, software: SoftwareSpec) -> Elementwise:
     elements = rows * width
     if model.gated_mlp:
-        return Elementwise("swiglu", (6 if software.fused_kernels else 10) * elements, 1)
-    return Elementwise("gelu", (4 if software.fused_kernels else 12) * elements, 1)
+        return Elementwise("swiglu", (6 if software.fused_activation else 10) * elements, 1)
+    return Elementwise("gelu", (4 if software.fused_activation else 12) * elements, 1)
 
 
 def _mlp(

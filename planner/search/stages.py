@@ -70,7 +70,7 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
             ]
         ),
         in_flight=moments.astype(float),
-        limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes)),
+        limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes, layout)),
     )
 
 

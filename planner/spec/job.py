@@ -14,7 +14,8 @@ class SoftwareSpec(BaseModel):
     name: str = "torch"
     flash_attention: bool = True
     flash_version: PositiveInt = Field(3, description="1, 2 or 3: kernels of one paper.")
-    fused_kernels: bool = Field(True, description="Fused rotary, SwiGLU, GeLU and softmax.")
+    fused_kernels: bool = Field(True, description="Fused rotary and softmax.")
+    fused_activation: bool = Field(True, description="Fused SwiGLU, or bias and GeLU.")
     fused_norm: bool = True
     fused_loss: bool = Field(False, description="Cross-entropy without an fp32 copy of logits.")
     dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")

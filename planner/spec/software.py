@@ -45,6 +45,8 @@ TORCH_LAUNCHER = TORCH_FSDP.model_copy(
         "selective_recomputes_products": False,
         "reduce_bytes": 4,
         "fused_kernels": False,
+        "fused_activation": False,
+        "fused_norm": False,
         "cpu_op_s": 15e-6,
     }
 )
@@ -52,18 +54,19 @@ TORCH_LAUNCHER = TORCH_FSDP.model_copy(
 NANOTRON = SoftwareSpec(
     name="nanotron",
     flash_version=2,
-    regather_sequence=False,
-    overlap_tp_wgrad=False,
+    overlap_tp_wgrad=False,  # tp_recompute_allgather is on: the shard is kept and gathered again
     overlap_param_gather=False,
     reduce_scatter_gradients=False,
     fused_gradient_accumulation=False,
+    fused_activation=False,
+    gradient_bytes=6,  # a 2-byte gradient beside the fp32 accumulator
     balanced_stages=True,
     bucket_bytes=25 * MB,
     gather_bucket_bytes=2000 * MB,
     cpu_op_s=100e-6,
-    # 0.39-0.6 ms per step over tp 2-32, hidden 2048-8192, where the pipeline crosses nodes; absent
+    # 0.3-0.5 ms per step over tp 2-32, hidden 2048-8192, where the pipeline crosses nodes; absent
     # inside a node and at tp 1. Cause not established.
-    stalled_step_s=0.42e-3,
+    stalled_step_s=0.34e-3,
     # Runs with pipelines lose 1.05 s per micro-batch (0.53 s with two stages) in 1 of 4 cases on
     # 8-16 nodes, half on 32, nearly all on 64: a few slow nodes.
     slow_node_share=0.02,

@@ -51,7 +51,7 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
     (r"MegaScale", Defaults(_but(MEGATRON_CORE, "megascale"), 2, "selective", True)),
     (
         r"zero-bubble",
-        Defaults(_but(MEGATRON_2022, "zero-bubble", flash_attention=True, overlap_pipeline=True)),
+        Defaults(_but(MEGATRON_2022, "zero-bubble", overlap_pipeline=True)),
     ),
     (r"Megatron|Aceso|Mist", Defaults(MEGATRON_2022)),
     (r"torchtitan", Defaults(_but(TORCH_FSDP, "torchtitan"), 3, "selective", True, "reserved")),
@@ -94,6 +94,7 @@ def _kernels(notes: str) -> dict[str, object]:
         changes["flash_version"] = 1 if "v1" in name else 2
         changes["fused_norm"] = "rms" in name
         changes["fused_kernels"] = "flash" in name or "fused" in name
+        changes["fused_activation"] = False
     if re.search(r"\bno FlashAttention|FlashAttention off", notes):
         changes["flash_attention"] = False
     if re.search(r"FlashAttention on\b", notes):

@@ -53,7 +53,7 @@ def _net_gb_per_s(text: str, gpu: str, gpus_per_node: int) -> float:
 def _fabric(text: str) -> tuple[str, float, float, float]:
     """Return (fabric, latency, efficiency, ring step): latencies in multiples of NCCL's 5 us."""
     if "EFA" in text:
-        return "efa", 15e-6, 0.85, 60e-6
+        return "efa", 15e-6, 0.85, 48e-6
     if "Ethernet" in text:
         return "ethernet", 30e-6, 0.7, 30e-6
     if "Slingshot" in text:

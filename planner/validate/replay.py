@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 from planner.cost.layer import Prices
+from planner.errors import PlannerError
 from planner.memory.estimate import RankMemory
-from planner.simulate.step import StepEstimate, estimate_step
+from planner.simulate.step import StepEstimate, estimate_step, step_interval
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
@@ -54,15 +55,14 @@ def estimate_row(row: dict[str, str]) -> RowEstimate:
     """Estimate one row, or say why it cannot be."""
     try:
         case = read_case(row)
-    except Skip as skip:
-        return RowEstimate(row["id"], str(skip))
-    step = estimate_case(case)
+        step = estimate_case(case)
+    except (Skip, PlannerError) as reason:
+        return RowEstimate(row["id"], str(reason))
     return RowEstimate(
         row["id"],
         None,
         step.step_time_s,
-        0.8 * step.step_time_s,
-        1.25 * step.step_time_s,
+        *step_interval(step, case.cluster),
         printed_memory_bytes(step.memory, case.memory_kind) / GIB,
         step.memory.device <= case.cluster.gpu.memory_bytes,
         case.assumed,
