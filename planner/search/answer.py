@@ -1,5 +1,6 @@
 """The answer to "which layout": a plan, or what is missing and the cheapest ways to get it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from planner.cost.layer import Prices
@@ -19,12 +20,12 @@ from planner.search.stages import improved
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, schedule_name, step_interval
 from planner.spec.cluster import ClusterSpec
-from planner.spec.gpu import gpu_names, load_gpu
+from planner.spec.gpu import GpuSpec, gpu_names, load_gpu
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
-from planner.units import format_bytes
 
 MOST_NODES_TRIED = 64  # times the nodes asked for
+SHORTEST_SEQUENCE = 256
 ILP_SECONDS = 0.5  # per layout; the integer programmes of 80 layers on 8 stages take 0.1-0.9 s
 
 
@@ -184,37 +185,54 @@ def _no_fit(
     options: Options,
     found: Search,
 ) -> NoFit:
-    """Try more nodes, shorter sequences and larger GPUs; keep the three that ask for least."""
-    changes = []
-    factor = 2
-    while factor <= MOST_NODES_TRIED:
-        more = cluster.model_copy(update={"nodes": cluster.nodes * factor})
-        needed = _least_bytes(model, more, job, target)
-        if 0 < needed <= found.limit_bytes:
-            changes.append(Change(f"use {more.nodes} nodes ({more.gpus} GPUs)", factor))
-            break
-        factor *= 2
-    seq_len, factor = job.seq_len // 2, 2
-    while seq_len >= 256:
-        shorter = job.model_copy(update={"seq_len": seq_len})
-        needed = _least_bytes(model, cluster, shorter, target)
-        if 0 < needed <= found.limit_bytes:
-            changes.append(Change(f"train on sequences of {seq_len} tokens", factor))
-            break
-        seq_len, factor = seq_len // 2, factor * 2
-    if found.least is not None:
-        changes += _larger_gpus(cluster, found, options)
-    changes.sort(key=lambda change: change.factor)
+    """Try more nodes, larger GPUs and shorter sequences; keep the three that ask for least."""
+
+    def fits(cluster: ClusterSpec, job: JobSpec) -> bool:
+        limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
+        return 0 < _least_bytes(model, cluster, job, target) <= limit
+
+    own, *larger = (_more_memory(cluster, gpu, job, fits) for gpu in _gpus_to_try(cluster))
+    others = [change for change in (*larger, *_shorter_sequences(cluster, job, fits)) if change]
+    others.sort(key=lambda change: change.factor)
+    changes = [own, *others][:3] if own else others[:3]
     label = found.least.label() if found.least else "no legal layout"
-    return NoFit(label, found.least_bytes, found.limit_bytes, tuple(changes[:3]))
+    return NoFit(label, found.least_bytes, found.limit_bytes, tuple(changes))
 
 
-def _larger_gpus(cluster: ClusterSpec, found: Search, options: Options) -> list[Change]:
-    """Return the smallest shipped GPU on which the most frugal layout fits."""
-    needed = found.least_bytes / (1 - options.keep_free)
-    larger = [gpu for name in gpu_names() if (gpu := load_gpu(name)).memory_bytes >= needed]
-    if not larger:
-        return []
-    gpu = min(larger, key=lambda gpu: gpu.memory_bytes)
-    text = f"use GPUs of {format_bytes(needed)} or more, such as {gpu.name}"
-    return [Change(text, gpu.memory_bytes / cluster.gpu.memory_bytes)]
+def _gpus_to_try(cluster: ClusterSpec) -> list[GpuSpec]:
+    """Return the GPU of the cluster, and one shipped GPU for each larger memory."""
+    larger: dict[int, GpuSpec] = {}
+    for name in gpu_names():
+        gpu = load_gpu(name)
+        if gpu.memory_bytes > 1.2 * cluster.gpu.memory_bytes:
+            larger.setdefault(gpu.memory_bytes, gpu)
+    return [cluster.gpu, *(larger[size] for size in sorted(larger))]
+
+
+def _more_memory(
+    cluster: ClusterSpec, gpu: GpuSpec, job: JobSpec, fits: Callable[[ClusterSpec, JobSpec], bool]
+) -> Change | None:
+    """Double the nodes until the job fits on GPUs of this kind."""
+    factor = 1
+    while factor <= MOST_NODES_TRIED:
+        nodes = cluster.nodes * factor
+        if nodes == 1 or cluster.scale_out is not None:
+            more = cluster.model_copy(update={"gpu": gpu, "nodes": nodes})
+            if fits(more, job):
+                kind = "" if gpu == cluster.gpu else f" with {gpu.name} GPUs"
+                text = f"use {nodes} nodes ({more.gpus} GPUs){kind}"
+                return Change(text, factor * gpu.memory_bytes / cluster.gpu.memory_bytes)
+        factor *= 2
+    return None
+
+
+def _shorter_sequences(
+    cluster: ClusterSpec, job: JobSpec, fits: Callable[[ClusterSpec, JobSpec], bool]
+) -> list[Change]:
+    """Halve the sequence until the job fits."""
+    seq_len, factor = job.seq_len // 2, 2
+    while seq_len >= SHORTEST_SEQUENCE:
+        if fits(cluster, job.model_copy(update={"seq_len": seq_len})):
+            return [Change(f"train on sequences of {seq_len} tokens", factor)]
+        seq_len, factor = seq_len // 2, factor * 2
+    return []

@@ -59,11 +59,12 @@ def lost_families(
     for layout in found.fitting:
         fitting.setdefault(family(layout, cluster), []).append(layout)
     records = []
+    steps = dict(found.steps)
     own = family(winner.layout, cluster)
     for kind, members in fitting.items():
         if kind == own:
             continue
-        best, _, _ = best_first(prices, members, found.limit_bytes, target, 1, options.budget_s)
+        best, _ = best_first(prices, members, found.limit_bytes, target, 1, options.budget_s, steps)
         if best:
             records.append(
                 CandidateRecord(

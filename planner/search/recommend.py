@@ -33,12 +33,13 @@ class Options:
 class Search:
     """What a search found, covered and proved.
 
-    ``best`` is in rising step time. ``needed_bytes`` is the least device memory of each of
+    ``best`` is in rising step time, ``steps`` all that was simulated. ``needed_bytes`` is the least device memory of each of
     ``layouts``. ``least`` is the layout that needs the least memory, its bytes
     in ``least_bytes``; ``gap`` is the proved distance of the first to the optimum, as a fraction.
     """
 
     best: tuple[StepEstimate, ...]
+    steps: dict[Layout, StepEstimate]
     layouts: tuple[Layout, ...]
     needed_bytes: tuple[float, ...]
     fitting: tuple[Layout, ...]
@@ -70,20 +71,22 @@ def search(
     least = min(range(len(found)), key=needed.__getitem__, default=None)
     prices = Prices(model, cluster, job)
     best: list[StepEstimate] = []
-    simulated, gap = 0, 0.0
+    steps: dict[Layout, StepEstimate] = {}
+    gap = 0.0
     if options.keep:
-        best, simulated, gap = best_first(
-            prices, fitting, limit, target, options.keep, options.budget_s
+        best, gap = best_first(
+            prices, fitting, limit, target, options.keep, options.budget_s, steps
         )
     return Search(
         tuple(best),
+        steps,
         tuple(found),
         tuple(needed),
         tuple(fitting),
         None if least is None else found[least],
         0.0 if least is None else needed[least],
         limit,
-        simulated,
+        len(steps),
         gap,
         time.monotonic() - started,
     )
@@ -96,24 +99,30 @@ def best_first(
     target: Target,
     keep: int,
     budget_s: float,
-) -> tuple[list[StepEstimate], int, float]:
-    """Simulate in rising order of the bound; return (best, simulated, proved gap of the first)."""
+    steps: dict[Layout, StepEstimate],
+) -> tuple[list[StepEstimate], float]:
+    """Simulate in rising order of the bound; return (best, proved gap of the first).
+
+    ``steps`` holds what was simulated already and receives what is simulated here.
+    """
     deadline = time.monotonic() + budget_s
     bounds = lower_bounds_s(prices, fitting)
     best: list[StepEstimate] = []
-    simulated = 0
     for index in bounds.argsort(kind="stable"):
         bound = float(bounds[index])
         if len(best) >= keep and bound > best[keep - 1].step_time_s:
             break
         if best and time.monotonic() > deadline:
-            return best, simulated, max(0.0, 1 - bound / best[0].step_time_s)
+            return best, max(0.0, 1 - bound / best[0].step_time_s)
         layout = fitting[index]
-        split = least_recompute(prices.model, prices.job, layout, limit, target.uniform_recompute)
-        if split is None:
-            continue
-        best.append(estimate_step(prices, layout, split))
+        if layout not in steps:
+            split = least_recompute(
+                prices.model, prices.job, layout, limit, target.uniform_recompute
+            )
+            if split is None:
+                continue
+            steps[layout] = estimate_step(prices, layout, split)
+        best.append(steps[layout])
         best.sort(key=lambda step: step.step_time_s)
         del best[keep:]
-        simulated += 1
-    return best, simulated, 0.0
+    return best, 0.0
