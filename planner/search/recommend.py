@@ -33,9 +33,9 @@ class Options:
 class Search:
     """What a search found, covered and proved.
 
-    ``best`` is in rising step time, ``steps`` all that was simulated. ``needed_bytes`` is the least device memory of each of
-    ``layouts``. ``least`` is the layout that needs the least memory, its bytes
-    in ``least_bytes``; ``gap`` is the proved distance of the first to the optimum, as a fraction.
+    ``best`` is in rising step time, ``steps`` all that was simulated. ``needed_bytes`` is the
+    least device memory of each of ``layouts``; ``least`` is the layout that needs the least, its
+    bytes in ``least_bytes``; ``gap`` is the proved distance of the first to the optimum.
     """
 
     best: tuple[StepEstimate, ...]
