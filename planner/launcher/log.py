@@ -65,6 +65,8 @@ def peak_memory_bytes(device: torch.device) -> list[int] | None:
 def summary_values(plan: PlanFile, steps: list[Step], peaks: list[int] | None) -> dict[str, Any]:
     """Return the end of the log: measured and estimated, each under its own name."""
     estimate = plan.estimate
+    of_a_stage = plan.layout.ranks // plan.layout.pp
+    memory = [plan.stages[r // of_a_stage].memory_bytes for r in range(plan.layout.ranks)]
     return {
         "measured_step_time_s": measured_step_time_s(steps),
         "measured_peak_memory_bytes": peaks,
@@ -72,7 +74,7 @@ def summary_values(plan: PlanFile, steps: list[Step], peaks: list[int] | None) -
         "estimate_step_time_s": estimate.step_time_s,
         "estimate_step_time_low_s": estimate.step_time_low_s,
         "estimate_step_time_high_s": estimate.step_time_high_s,
-        "estimate_memory_bytes": estimate.memory_bytes,
+        "estimate_peak_memory_bytes": memory,
     }
 
 
@@ -87,10 +89,12 @@ def summary_lines(plan: PlanFile, values: Mapping[str, Any], device: str) -> lis
     peaks = values["measured_peak_memory_bytes"]
     if peaks is None:
         return [*lines, "peak memory         not measured on a CPU"]
-    estimate = values["estimate_memory_bytes"] / _GIB
-    lines.append(f"estimated peak memory {estimate:.2f} GiB on the fullest rank")
-    return lines + [f"measured peak memory  {p / _GIB:.2f} GiB on rank {r}"
-                    for r, p in enumerate(peaks)]  # fmt: skip
+    pairs = zip(peaks, values["estimate_peak_memory_bytes"], strict=True)
+    return lines + [
+        f"peak memory of rank {rank}: measured {measured / _GIB:.2f} GiB, "
+        f"estimated {estimated / _GIB:.2f} GiB"
+        for rank, (measured, estimated) in enumerate(pairs)
+    ]
 
 
 def run(job: Job, log: Log, device: str) -> list[Step]:
@@ -106,6 +110,8 @@ def run(job: Job, log: Log, device: str) -> list[Step]:
     }
     log.record("start", start)
     log.say(f"{plan.model.name} on {plan.layout.ranks} ranks, {start['dtype']}, {device}")
+    if job.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # whole tensors were held while weights were made
     steps: list[Step] = []
     for step in job.steps():
         steps.append(step)

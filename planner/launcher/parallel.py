@@ -1,7 +1,6 @@
 """Tensor, sequence and data parallelism applied to one stage of the model."""
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
@@ -109,13 +108,15 @@ def shard_data(
     for block in stage.layers.values():
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     if not isinstance(stage.head, TiedHead):
-        ends = [module for module in (stage.embedding, stage.positions) if module is not None]
-        for module in ends:
-            fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-        if stage.norm is not None and stage.head is not None:
-            # the backward pass starts here, so sharding again would only gather twice
-            last: list[nn.Module] = [stage.norm, stage.head]
-            fully_shard(last, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        for table in (stage.embedding, stage.positions):
+            if table is not None:
+                fully_shard(table, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+                assert isinstance(table, FSDPModule)
+                table.set_unshard_in_backward(False)  # a table's gradient does not read it
+        if stage.head is not None:
+            # the backward pass starts here, so sharding again would only gather twice; apart from
+            # the norm, because torch 2.13 gathers a group of two modules once too often per step
+            fully_shard(stage.head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(stage, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
 

@@ -89,7 +89,6 @@ class EstimateConfig:
     step_time_s: float
     step_time_low_s: float
     step_time_high_s: float
-    memory_bytes: float
 
 
 @dataclass(frozen=True)

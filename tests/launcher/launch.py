@@ -5,20 +5,41 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from planner.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-Case = tuple[Plan, dict[str, Any]]
 
 
-def launch(cases: Mapping[str, Case], processes: int, directory: Path) -> dict[str, Any]:
-    """Return what the worker reports for every case; all of them share one process group."""
+@dataclass(frozen=True)
+class Case:
+    """One training; plain SGD with a large step unless said otherwise."""
+
+    plan: Plan
+    optimizer: str = "sgd"
+    lr: float = 0.5
+    clip: float = 0.0
+    dtype: str = "float32"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the reference run needs to know as well."""
+        return {"steps": 2, "optimizer": self.optimizer, "lr": self.lr, "clip": self.clip}
+
+
+def launch(cases: Mapping[str, Case], processes: int, directory: Path) -> dict[str, dict[str, Any]]:
+    """Return what slot 0 reports for every case; all of them share one process group."""
     written = [
-        {"name": name, "plan": plan.model_dump(mode="json"), "options": options}
-        for name, (plan, options) in cases.items()
+        {
+            "name": name,
+            "plan": case.plan.model_dump(mode="json"),
+            "options": case.options,
+            "dtype": case.dtype,
+        }
+        for name, case in cases.items()
     ]
     source, target = directory / "cases.json", directory / "results.json"
     source.write_text(json.dumps(written))
@@ -32,5 +53,5 @@ def launch(cases: Mapping[str, Case], processes: int, directory: Path) -> dict[s
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    results: dict[str, Any] = json.loads(target.read_text())
+    results: dict[str, dict[str, Any]] = json.loads(target.read_text())
     return results

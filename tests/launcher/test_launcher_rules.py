@@ -110,7 +110,13 @@ def test_every_rule_has_a_case_and_a_source() -> None:
 
 
 def test_all_violations_are_reported_at_once() -> None:
-    many = {"heads": 9, "ffn_hidden": 97, "seq_len": 129, "global_batch": 33, "cp": 2}
+    many: dict[str, Any] = {
+        "heads": 9,
+        "ffn_hidden": 97,
+        "seq_len": 129,
+        "global_batch": 33,
+        "cp": 2,
+    }
 
     found = broken_rules(dataclasses.replace(LEGAL, **many))
 

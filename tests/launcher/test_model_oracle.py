@@ -108,7 +108,7 @@ def test_gpt2_gives_the_same_logits() -> None:
 
 def gpt2_weights(model: nn.Module) -> dict[str, Tensor]:
     """GPT-2 stores transposed matrices, and query, key and value as one."""
-    own = dict(model.named_parameters())
+    own: dict[str, Tensor] = dict(model.named_parameters())
     found = {"wte.weight": own["embedding.weight"], "wpe.weight": own["positions.weight"]}
     for kind in ("weight", "bias"):
         found[f"ln_f.{kind}"] = own[f"norm.{kind}"]

@@ -48,8 +48,8 @@ def scaled(part: str, factor: float) -> Callable[[Decoder], None]:
 def shift(model: ModelSpec, part: str, factor: float, optimizer: str = "sgd") -> float:
     plan = build_plan(model)
     lr = 0.5 if optimizer == "sgd" else 0.01
-    right = reference_losses(plan, lr=lr, optimizer=optimizer)
-    wrong = reference_losses(plan, lr=lr, optimizer=optimizer, spoil=scaled(part, factor))
+    right = reference_losses(plan, 2, lr, optimizer)
+    wrong = reference_losses(plan, 2, lr, optimizer, spoil=scaled(part, factor))
     return max(abs(a - b) for a, b in zip(right, wrong, strict=True))
 
 

@@ -6,10 +6,14 @@ Starting processes takes longer than training a tiny model, so one launch serves
 import json
 import sys
 import traceback
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.launcher import runtime
 from planner.launcher.plan_file import parse_plan
@@ -17,12 +21,41 @@ from planner.launcher.preflight import plan_problems
 from planner.launcher.train import Job, Options
 
 
-def train(case: dict[str, Any], device: torch.device) -> list[float]:
+class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what reaches the process groups."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if DTensor in types:
+            return NotImplemented  # come back with the local tensors
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.counts[func._opname.strip("_")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     plan = parse_plan(case["plan"])
     assert plan_problems(plan) == []
-    options = dict(case["options"])
-    options["dtype"] = getattr(torch, options.get("dtype", "float32"))
-    return [step.loss for step in Job(plan, Options(**options), device).steps()]
+    options = Options(**case["options"] | {"dtype": getattr(torch, case["dtype"])})
+    job = Job(plan, options, device)
+    losses = [job.step(number).loss for number in range(1, options.steps)]
+    with Collectives() as seen:
+        losses.append(job.step(options.steps).loss)
+    return {
+        "losses": losses,
+        "collectives": seen.counts,
+        "parameters": sum(parameter.numel() for parameter in job.parameters),
+        "local_parameters": sum(local_size(parameter) for parameter in job.parameters),
+    }
+
+
+def local_size(parameter: torch.Tensor) -> int:
+    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
 
 
 def main() -> None:
@@ -30,16 +63,15 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     first = parse_plan(cases[0]["plan"])
     process = runtime.start(first.rank_map, "gloo", timeout_s=60)
-    losses = {}
+    results = {}
     for case in cases:
         try:
-            losses[case["name"]] = train(case, process.device)
+            results[case["name"]] = train(case, process.device) | {"rank": process.rank}
         except Exception:
             print(f"case {case['name']} on rank {process.rank}", file=sys.stderr)
             traceback.print_exc()
             raise
     if process.speaks:
-        results = {"losses": losses, "rank_of_slot_0": process.rank}
         Path(sys.argv[2]).write_text(json.dumps(results))
     runtime.finish()
 
