@@ -1,0 +1,134 @@
+"""Starting the profiler: real runs of two gloo processes, and everything that can go wrong."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from planner.errors import PlannerError, SpecError
+from planner.profiler import start
+from planner.profiler.start import profile, run_passing_on
+from planner.spec.profile import Profile, load_profile
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """Return a profile that two processes really measured."""
+    output = tmp_path_factory.mktemp("profile") / "profile.json"
+    options = ("--quick", "--largest", "64 KiB", "--tp", "2", "--seq-len", "64")
+    found = profile(2, "tiny-llama", output, options, timeout_s=60)
+    assert load_profile(output) == found
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_measure_every_collective(measured: Profile) -> None:
+    kinds = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"]
+
+    assert measured.world_size == 2
+    assert measured.backend in ("gloo", "nccl")
+    assert [link.kind for link in measured.links] == kinds
+    for link in measured.links:
+        assert (link.ranks, link.level, link.ranks_per_node) == (2, "domain", 2)
+        assert [size for size, _ in link.points] == [4096, 16384, 65536]
+        assert all(0 < seconds < 10 for _, seconds in link.points)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_products_of_the_model(measured: Profile) -> None:
+    from planner.model.operations import Shape
+    from planner.profiler.kernels import products
+    from planner.spec.huggingface import load_model
+
+    wanted = products(load_model("tiny-llama"), Shape(1, 64, tp=2, sequence_parallel=True))
+
+    assert [(g.m, g.n, g.k) for g in measured.gemms] == [(w.m, w.n, w.k) for w in wanted]
+    assert all(0 < gemm.seconds < 10 for gemm in measured.gemms)
+
+
+@pytest.mark.slow
+def test_what_a_process_finds_wrong_is_raised_once(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as raised:
+        profile(2, tmp_path / "no-model.json", tmp_path / "profile.json", timeout_s=60)
+
+    assert len(raised.value.problems) == 1
+    assert "no-model.json: no such file" in raised.value.problems[0]
+    assert not (tmp_path / "profile.json").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_missing_shows_before_measuring(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"no such folder .*; make it first"):
+        profile(1, None, tmp_path / "absent" / "profile.json", timeout_s=60)
+
+
+def test_torch_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(SpecError, match=r"pip install 'llm-layout-planner\[run\]'"):
+        profile(1, None, tmp_path / "profile.json")
+
+
+def test_no_processes(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="0 processes cannot measure"):
+        profile(0, None, tmp_path / "profile.json")
+
+
+def test_importing_start_leaves_torch_alone() -> None:
+    code = "import sys, planner.profiler.start; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_output_goes_to_stderr_and_is_returned(capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import sys; print('out'); sys.stdout.flush(); print('err', file=sys.stderr); sys.exit(3)"
+    )
+    returned, lines = run_passing_on([sys.executable, "-c", code], timeout_s=30)
+    out, err = capsys.readouterr()
+
+    assert returned == 3
+    assert lines == ["out", "err"]
+    assert out == ""
+    assert err == "out\nerr\n"
+
+
+def test_a_timeout_ends_the_whole_group() -> None:
+    child = [sys.executable, "-c", "import time; time.sleep(60)"]
+    code = f"import subprocess; print('working', flush=True); subprocess.run({child!r})"
+    begin = time.monotonic()
+
+    with pytest.raises(PlannerError, match=r"more than 1 s and was stopped; it said last: working"):
+        run_passing_on([sys.executable, "-c", code], timeout_s=1)
+    assert time.monotonic() - begin < 10
+
+
+REPORTS = [
+    (
+        ["error: a.json:3: tp: wrong", "error: a.json:3: tp: wrong"],
+        SpecError,
+        "a.json:3: tp: wrong",
+    ),
+    (
+        ["[rank1]: Traceback (most recent call last):", "[rank1]: RuntimeError: out of memory"],
+        PlannerError,
+        "the profiler stopped: RuntimeError: out of memory",
+    ),
+    (
+        ["[rank0]: torch.OutOfMemoryError: CUDA out of memory."],
+        PlannerError,
+        "the profiler stopped: torch.OutOfMemoryError: CUDA out of memory.",
+    ),
+    (["Killed"], PlannerError, "the profiler stopped with exit code 9; it said last:\nKilled"),
+]
+
+
+@pytest.mark.parametrize(("lines", "kind", "text"), REPORTS)
+def test_reports_of_failures(lines: list[str], kind: type[PlannerError], text: str) -> None:
+    error = start._failure(9, lines)
+
+    assert type(error) is kind
+    assert error.problems == (text,)
