@@ -1,6 +1,7 @@
 """Starting the profiler: real runs of two gloo processes, and everything that can go wrong."""
 
 import importlib.util
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ import pytest
 from planner.errors import PlannerError, SpecError
 from planner.profiler import start
 from planner.profiler.start import profile, run_passing_on
-from planner.spec.profile import Profile, load_profile
+from planner.spec.cluster import load_cluster
+from planner.spec.profile import Profile, apply_profile, load_profile
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,42 @@ def test_two_processes_measure_the_products_of_the_model(measured: Profile) -> N
 
     assert [(g.m, g.n, g.k) for g in measured.gemms] == [(w.m, w.n, w.k) for w in wanted]
     assert all(0 < gemm.seconds < 10 for gemm in measured.gemms)
+
+
+@pytest.mark.slow
+def test_a_cluster_takes_the_profile_over(measured: Profile) -> None:
+    cluster = load_cluster("dgx-h100")
+    taken = apply_profile(cluster, measured)
+    curve = next(c for c in taken.gpu.collectives["all_reduce"] if c.ranks == 2)
+    size, seconds = measured.links[0].points[-1]
+
+    # one curve through noisy points of a shared CPU: the order of magnitude is right
+    fitted = curve.alpha_s + size / curve.bytes_per_s + curve.gamma_s_per_sqrt_byte * size**0.5
+    assert fitted == pytest.approx(seconds, rel=10)
+    assert "measured on" in taken.gpu.sources["collectives"]
+
+
+@pytest.mark.slow
+def test_two_nodes_measure_rails_and_whole_nodes(tmp_path: Path) -> None:
+    """Two agents on this machine stand for two nodes of two processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    output = tmp_path / "profile.json"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    torchrun += ["--nproc-per-node", "2", "--master-addr", "localhost", "--master-port", str(port)]
+    options = ["-m", "planner.profiler", "--output", str(output), "--quick", "--largest", "4096"]
+    nodes = [
+        subprocess.Popen([*torchrun, "--node-rank", node, *options], stderr=subprocess.DEVNULL)
+        for node in "01"
+    ]
+    codes = [node.wait(60) for node in nodes]
+    links = load_profile(output).links
+
+    assert codes == [0, 0]
+    found = {(link.ranks, link.level, link.ranks_per_node) for link in links}
+    assert found == {(2, "domain", 2), (2, "cluster", 1), (4, "cluster", 2)}
+    assert {link.level for link in links if link.kind == "send_recv"} == {"domain", "cluster"}
 
 
 @pytest.mark.slow
