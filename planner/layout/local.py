@@ -5,7 +5,8 @@ from functools import lru_cache
 
 from planner.layout.layout import Recompute
 from planner.layout.stages import StageLayers
-from planner.model.parameters import embedding_parameters, head_parameters, layer_parameters
+from planner.model.parameters import final_norm_parameters, layer_parameters
+from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
 
 
@@ -38,19 +39,35 @@ def layer_local(model: ModelSpec, moe_layer: bool, tp: int, ep: int, etp: int) -
     return LocalParameters(dense, whole.experts / (ep * etp))
 
 
+def padded_vocab(model: ModelSpec, tp: int, multiple: int) -> int:
+    """Return the rows of the token table: a multiple of ``multiple * tp``.
+
+    Megatron pads to 128 per tensor-parallel rank (``--make-vocab-size-divisible-by``).
+    """
+    each = multiple * tp
+    return -(-model.vocab // each) * each
+
+
 @lru_cache(maxsize=16384)
 def stage_local(
-    model: ModelSpec, stage: StageLayers, tp: int, ep: int, etp: int
+    model: ModelSpec,
+    stage: StageLayers,
+    tp: int,
+    ep: int,
+    etp: int,
+    software: SoftwareSpec = SoftwareSpec(),  # noqa: B008 - frozen
 ) -> LocalParameters:
     """Return the parameters of a stage (or of all stages of a rank) on one rank."""
     local = LocalParameters()
     for count, moe_layer, _ in stage.kinds(Recompute.NONE):
         local = local.plus(layer_local(model, moe_layer, tp, ep, etp), count)
+    table = padded_vocab(model, tp, software.vocab_multiple) * model.hidden / tp
+    positions = model.positions * model.hidden  # whole on every rank
     if stage.embedding:
-        local = local.plus(LocalParameters(embedding_parameters(model) / tp))
+        local = local.plus(LocalParameters(table + positions))
     if stage.head:
-        matrix = head_parameters(model)
-        if model.tied_embeddings and not stage.embedding:  # the last stage needs its own copy
-            matrix += model.vocab * model.hidden
-        local = local.plus(LocalParameters(matrix / tp))
+        # tied: a last stage of its own needs a copy of the token table
+        own = not model.tied_embeddings or not stage.embedding
+        copied = positions if own and software.tied_stage_keeps_positions else 0
+        local = local.plus(LocalParameters(final_norm_parameters(model) + own * table + copied))
     return local

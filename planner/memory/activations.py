@@ -9,6 +9,7 @@ paper's model it gives ``sbh (10 + 24/t + 5as/(ht))``, with sequence parallelism
 from functools import lru_cache
 
 from planner.layout.layout import Recompute
+from planner.layout.local import padded_vocab
 from planner.model.operations import Shape
 from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
@@ -110,6 +111,6 @@ def head_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
 
     2-byte logits and their gradient, an fp32 copy and its softmax unless the loss is fused.
     """
-    logits = shape.tokens * model.vocab / shape.tp
+    logits = shape.tokens * padded_vocab(model, shape.tp, software.vocab_multiple) / shape.tp
     each = 4 if software.fused_loss else 2 + 4 + 4
     return each * logits + 4 * shape.tokens * model.hidden

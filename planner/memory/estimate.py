@@ -113,7 +113,7 @@ def rank_memory(
     """Return the peak of pipeline rank ``rank`` (0 first)."""
     mine = rank_layers(model, layout.pp, layout.vpp, rank, split)
     shape, software = job_shape(job, layout), job.software
-    local = stage_local(model, mine, layout.tp, layout.ep, layout.etp)
+    local = stage_local(model, mine, layout.tp, layout.ep, layout.etp, software)
     states = state_bytes(local, layout, software)
     held = 0.0  # activations of one micro-batch through all chunks of this rank
     for count, moe_layer, recompute in mine.kinds(layout.recompute):

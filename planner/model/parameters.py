@@ -28,11 +28,16 @@ class LayerParameters:
         return self.attention + self.mlp + self.experts + self.replicated
 
 
-def mlp_parameters(model: ModelSpec, inner: int) -> int:
-    """Parameters of an MLP of inner width ``inner``."""
+def mlp_parameters(model: ModelSpec, inner: int) -> tuple[int, int]:
+    """Parameters of an MLP of inner width ``inner``: (split by tp, replicated over tp).
+
+    The bias of the second product is added after the sum over tp, so every rank keeps it whole.
+    """
     matrices = 3 if model.gated_mlp else 2
-    bias = (inner * (matrices - 1) + model.hidden) if model.mlp_bias else 0
-    return matrices * model.hidden * inner + bias
+    split = matrices * model.hidden * inner
+    if not model.mlp_bias:
+        return split, 0
+    return split + inner * (matrices - 1), model.hidden
 
 
 def expert_parameters(model: ModelSpec) -> int:
@@ -80,12 +85,13 @@ def layer_parameters(model: ModelSpec, moe_layer: bool) -> LayerParameters:
     norm = model.hidden * (2 if model.norm_bias else 1)
     replicated += 2 * norm
     if not moe_layer:
-        return LayerParameters(attention, mlp_parameters(model, model.ffn_hidden), 0, replicated)
+        mlp, bias = mlp_parameters(model, model.ffn_hidden)
+        return LayerParameters(attention, mlp, 0, replicated + bias)
     moe = model.moe
     assert moe is not None
     replicated += moe.experts * model.hidden + (moe.experts if moe.router_bias else 0)
-    shared = mlp_parameters(model, moe.shared_ffn_hidden) if moe.shared_ffn_hidden else 0
-    replicated += model.hidden if moe.shared_gate else 0
+    shared, bias = mlp_parameters(model, moe.shared_ffn_hidden) if moe.shared_ffn_hidden else (0, 0)
+    replicated += bias + (model.hidden if moe.shared_gate else 0)
     experts = moe.experts * expert_parameters(model)
     return LayerParameters(attention, shared, experts, replicated)
 
@@ -95,10 +101,15 @@ def embedding_parameters(model: ModelSpec) -> int:
     return (model.vocab + model.positions) * model.hidden
 
 
+def final_norm_parameters(model: ModelSpec) -> int:
+    """Parameters of the norm before the output matrix."""
+    return model.hidden * (2 if model.norm_bias else 1)
+
+
 def head_parameters(model: ModelSpec) -> int:
     """Parameters of the output matrix (0 when tied) and of the final norm."""
-    norm = model.hidden * (2 if model.norm_bias else 1)
-    return norm + (0 if model.tied_embeddings else model.vocab * model.hidden)
+    matrix = 0 if model.tied_embeddings else model.vocab * model.hidden
+    return matrix + final_norm_parameters(model)
 
 
 def total_parameters(model: ModelSpec) -> int:

@@ -65,7 +65,8 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
         stage_s=np.array([_end_s(prices, layout, end) for end in ends]),
         stage_bytes=np.array(
             [
-                state_bytes(stage_local(model, end, *degrees), layout, software).total + extra
+                state_bytes(stage_local(model, end, *degrees, software), layout, software).total
+                + extra
                 for end, extra in zip(ends, transients, strict=True)
             ]
         ),

@@ -177,7 +177,7 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     tails = []
     for rank in range(layout.pp):
         held = rank_layers(model, layout.pp, layout.vpp, rank, split)
-        local = stage_local(model, held, layout.tp, layout.ep, layout.etp)
+        local = stage_local(model, held, layout.tp, layout.ep, layout.etp, job.software)
         mine = costs[rank :: layout.pp]
         gradient = _gradient_tail_s(prices, layout, local, sum(c.backward_s for c in mine))
         weights = _weight_gather_s(prices, layout, local, sum(c.forward_s for c in mine))

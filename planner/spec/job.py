@@ -37,6 +37,12 @@ class SoftwareSpec(BaseModel):
         80_000_000, description="Weight bytes of one gathering after the optimizer."
     )
     gradient_bytes: PositiveInt = Field(4, description="Bytes of a main gradient: fp32 4, bf16 2.")
+    vocab_multiple: PositiveInt = Field(
+        1, description="The vocabulary is padded to a multiple of this per tensor-parallel rank."
+    )
+    tied_stage_keeps_positions: bool = Field(
+        False, description="The last stage copies the whole embedding module (DeepSpeed)."
+    )
     optimizer_bytes: PositiveInt = Field(12, description="fp32 master, momentum, variance.")
     reduce_bytes: PositiveInt = Field(4, description="Bytes of a gradient on the wire.")
     reduce_scatter_gradients: bool = Field(

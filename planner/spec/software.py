@@ -11,6 +11,7 @@ from planner.units import MB
 # fit over 160 host-bound single-node A100 runs of vTrain (3.0 ms per layer with full recompute).
 MEGATRON_2022 = SoftwareSpec(
     name="megatron-lm-2022",
+    vocab_multiple=128,
     cpu_op_s=60e-6,
     flash_attention=False,
     dropout=True,
@@ -22,6 +23,7 @@ MEGATRON_2022 = SoftwareSpec(
 # both overlaps, fused attention and loss, asynchronous sends.
 MEGATRON_CORE = SoftwareSpec(
     name="megatron-core",
+    vocab_multiple=128,
     fused_loss=True,
     overlap_pipeline=True,
 )

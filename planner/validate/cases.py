@@ -136,6 +136,9 @@ def read_model(cells: _Cells) -> ModelSpec:
         # a plain MLP with tied embeddings is a GPT: learned positions, LayerNorm, biases
         ("positions", 0 if gated else int(number(row, "seq_len") or 2048)),
         ("norm_bias", not gated),
+        ("qkv_bias", not gated),
+        ("attention_out_bias", not gated),
+        ("mlp_bias", not gated),
         ("tied_embeddings", cells.flag("tied_embeddings", not gated)),
     )
     return _model(fields, moe)
