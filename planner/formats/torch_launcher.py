@@ -80,8 +80,8 @@ nodes="$$(scontrol show hostnames "$$SLURM_JOB_NODELIST")"
 export MASTER_ADDR="$${nodes%%$$'\\n'*}"
 export MASTER_PORT="$${MASTER_PORT:-29500}"
 export NNODES=$nodes NPROC_PER_NODE=$per_node
-# one launcher per node; slots are numbered in Slurm's node order
-srun --kill-on-bad-exit=1 bash -c \\
+# one launcher per node, free to use all its cores; slots are numbered in Slurm's node order
+srun --kill-on-bad-exit=1 --cpu-bind=none bash -c \\
   'NODE_RANK="$$SLURM_NODEID" exec bash "$$BUNDLE/launch.sh" "$$@"' launch "$$@"
 """)
 

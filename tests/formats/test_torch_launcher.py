@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from planner.errors import LayoutError, SpecError
 from planner.formats.torch_launcher import node_grid, write_bundle
@@ -178,6 +179,60 @@ def test_gloo_puts_all_ranks_on_this_machine(tmp_path: Path) -> None:
     assert "<--backend><gloo><--log><a b.jsonl>" in text
 
 
+def test_environment_overrides_the_plans_machines(tmp_path: Path) -> None:
+    write_bundle(two_nodes(), tmp_path / "bundle")
+    where = {"NNODES": "4", "NPROC_PER_NODE": "4", "NODE_RANK": "3", "MASTER_ADDR": "first"}
+
+    text = dry_run(tmp_path / "bundle", tmp_path, "--backend=gloo", **where)
+
+    assert "<--nnodes><4><--nproc-per-node><4><--node-rank><3><--master-addr><first>" in text
+
+
+def test_one_node_with_a_port_needs_no_address(tmp_path: Path) -> None:
+    write_bundle(build_plan(dp=4), tmp_path / "bundle")
+
+    text = dry_run(tmp_path / "bundle", tmp_path, MASTER_PORT="1234")
+
+    assert "<--node-rank><0><--master-addr><127.0.0.1><--master-port><1234>" in text
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", "$HOME", "-x"])
+def test_scripts_survive_the_name_of_their_directory(name: str, tmp_path: Path) -> None:
+    write_bundle(build_plan(dp=4), tmp_path / name)
+
+    text = dry_run(tmp_path / name, tmp_path, "--steps", "1")
+
+    assert f"<{tmp_path / name}/train.py><{tmp_path / name}/plan.json><--steps><1>" in text
+
+
+def test_model_name_cannot_break_the_job_file(tmp_path: Path) -> None:
+    write_bundle(build_plan(llama(name="org/my model; rm -rf *")), tmp_path)
+
+    assert "#SBATCH --job-name=org-my-model-rm--rf-\n" in (tmp_path / "job.sbatch").read_text()
+
+
+def test_readme_says_how_to_start_and_what_it_is(tmp_path: Path) -> None:
+    write_bundle(two_nodes(), tmp_path)
+
+    text = (tmp_path / "README.txt").read_text()
+    assert text.startswith("tiny-llama on 16 x TestGPU: dp=16 shard_weights=16")
+    assert "train on 2 node(s) of 8 GPU(s)" in text
+    assert "bash launch.sh --backend gloo" in text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bundle_trains_on_a_gpu_and_reports_memory(tmp_path: Path) -> None:
+    write_bundle(build_plan(), tmp_path / "bundle")
+
+    done = start(tmp_path / "bundle", "--log", str(tmp_path / "run.jsonl"))
+
+    end = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    assert end["measured_peak_memory_bytes"][0] > 0
+    assert "peak memory of rank 0: measured" in done.stdout
+
+
 def test_several_nodes_need_their_addresses(tmp_path: Path) -> None:
     write_bundle(two_nodes(), tmp_path / "bundle")
 
@@ -230,7 +285,8 @@ def test_sbatch_asks_for_the_nodes_and_starts_one_launcher_on_each(tmp_path: Pat
     bundle = tmp_path / "my bundle"
     write_bundle(two_nodes(), bundle)
     script(tmp_path, "scontrol", "printf 'node7\\nnode9\\n'")
-    script(tmp_path, "srun", 'shift; for id in 0 1; do SLURM_NODEID=$id "$@"; done')
+    skip = "while [[ $1 == -* ]]; do shift; done; "
+    script(tmp_path, "srun", skip + 'for id in 0 1; do SLURM_NODEID=$id "$@"; done')
     script(tmp_path, "python", 'printf "<%s>" "$@"; echo')
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python")}
     environ |= {"SLURM_SUBMIT_DIR": str(bundle), "SLURM_JOB_NODELIST": "node[7,9]"}

@@ -86,6 +86,17 @@ LEGAL_TOO: list[dict[str, Any]] = [
 ]
 
 
+def offers(rule_id: str, words: str, **changes: Any) -> list[int]:
+    """Return the numbers a rule offers after ``words``; none where it is not broken."""
+    facts = dataclasses.replace(LEGAL, **changes)
+    rule = next(rule for rule in RULES if rule.id == rule_id)
+    if not rule.broken(facts):
+        return []
+    offered = [int(number) for number in re.findall(r"\d+", rule.message(facts).split(words)[1])]
+    assert offered
+    return offered
+
+
 @pytest.mark.parametrize(("rule", "changes", "words"), BROKEN)
 def test_broken_rule_is_reported_alone(rule: str, changes: dict[str, Any], words: str) -> None:
     (problem,) = broken_rules(dataclasses.replace(LEGAL, **changes))
@@ -123,14 +134,53 @@ def test_all_violations_are_reported_at_once() -> None:
     assert [problem.split(":")[0] for problem in found] == ["L5", "L11", "L13", "L14", "L16"]
 
 
+@given(
+    tp=st.integers(1, 9),
+    dp=st.integers(1, 9),
+    pp=st.integers(1, 9),
+    vpp=st.integers(1, 3),
+    micro_batch=st.integers(1, 4),
+    global_batch=st.integers(1, 64),
+    seq_len=st.integers(1, 40),
+    shard=st.tuples(*[st.integers(1, 4)] * 3),
+)
+def test_rules_always_answer_in_whole_sentences(
+    shard: tuple[int, int, int], **changes: int
+) -> None:
+    names = ("shard_weights", "shard_gradients", "shard_optimizer")
+    facts = dataclasses.replace(LEGAL, **changes, **dict(zip(names, shard, strict=True)))  # type: ignore[arg-type]
+
+    for problem in broken_rules(facts):
+        assert re.fullmatch(r"L\d+: \S.*\S", problem)
+        assert "{" not in problem
+
+
+@given(global_batch=st.integers(1, 200), dp=st.integers(1, 9), micro_batch=st.integers(1, 5))
+def test_offered_batches_are_legal(global_batch: int, dp: int, micro_batch: int) -> None:
+    changes = {"global_batch": global_batch, "dp": dp, "micro_batch": micro_batch}
+    offered = offers("L16", "try global_batch", **changes)
+
+    assert all(number % (dp * micro_batch) == 0 for number in offered)
+
+
+@given(pp=st.integers(2, 9), micro_batches=st.integers(1, 60))
+def test_offered_rounds_are_legal(pp: int, micro_batches: int) -> None:
+    changes = {"pp": pp, "vpp": 2, "layers": 64, "dp": 1, "micro_batch": 1}
+    offered = offers("L18", "try", **changes, global_batch=micro_batches)
+
+    assert all(offers("L18", "try", **changes, global_batch=n) == [] for n in offered)
+
+
+@given(pp=st.integers(2, 9), micro_batches=st.integers(1, 9))
+def test_offered_pipelines_are_legal(pp: int, micro_batches: int) -> None:
+    changes = {"pp": pp, "layers": 64, "dp": 1, "micro_batch": 1, "global_batch": micro_batches}
+    offered = offers("L17", "try global_batch", **changes)
+
+    assert offered == [] or offered == [pp, micro_batches]
+
+
 @given(heads=st.integers(1, 128), tp=st.integers(1, 64))
 def test_offered_tensor_degrees_are_legal(heads: int, tp: int) -> None:
-    facts = dataclasses.replace(LEGAL, heads=heads, tp=tp)
-    rule = next(rule for rule in RULES if rule.id == "L11")
-    if not rule.broken(facts):
-        return
+    offered = offers("L11", "try tp", heads=heads, tp=tp)
 
-    offered = re.findall(r"\d+", rule.message(facts).split("try tp")[1])
-
-    assert offered
-    assert all(heads % int(number) == 0 for number in offered)
+    assert all(heads % number == 0 for number in offered)
