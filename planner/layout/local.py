@@ -55,7 +55,7 @@ def stage_local(
     tp: int,
     ep: int,
     etp: int,
-    software: SoftwareSpec = SoftwareSpec(),  # noqa: B008 - frozen
+    software: SoftwareSpec = SoftwareSpec(),
 ) -> LocalParameters:
     """Return the parameters of a stage (or of all stages of a rank) on one rank."""
     local = LocalParameters()
