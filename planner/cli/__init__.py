@@ -1,0 +1,79 @@
+"""The command ``planner``: each command parses, calls one function and prints.
+
+Exit codes: 0 yes, 1 an honest no (nothing fits), 2 bad input, 70 a bug of ours, 130 interrupted.
+Answers go to stdout; errors, progress and hints to stderr.
+"""
+
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from planner.cli import catalog, export, profile, recommend, validate
+from planner.errors import PlannerError
+
+BUG, INTERRUPTED = 70, 130
+
+
+class _Reporting(TyperGroup):
+    """Turns every error a user can cause into ``error: ...`` lines and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except PlannerError as error:
+            for problem in error.problems:
+                typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+                typer.echo(problem, err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+app = typer.Typer(
+    cls=_Reporting,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("recommend")(recommend.recommend)
+app.command("export")(export.export)
+app.command("validate")(validate.validate)
+app.command("profile")(profile.profile)
+app.command("models")(catalog.models)
+app.command("clusters")(catalog.clusters)
+app.command("gpus")(catalog.gpus)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from planner import __version__
+
+        typer.echo(f"planner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _planner(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Which parallel layout trains a model fastest on a cluster, does it fit, and why."""
+
+
+def main() -> None:
+    """Run the command line; an exception nobody foresaw is a bug and exits with 70."""
+    try:
+        app(prog_name="planner")
+    except Exception:
+        traceback.print_exc()
+        typer.echo("this is a bug of planner, not of your input; please report the above", err=True)
+        sys.exit(BUG)

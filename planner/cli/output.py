@@ -1,0 +1,94 @@
+"""What the commands share: where answers, progress and files go."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+from planner.errors import SpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+Value = TypeVar("Value")
+
+
+def show(answer: "RenderableType") -> None:
+    """Print an answer on stdout, in colour where that is a terminal.
+
+    Commands to copy stay on one line, however long: nothing is cropped.
+    """
+    console().print(answer, crop=False)
+
+
+def console() -> "Console":
+    """Return the console of stdout. Numbers and brackets keep their plain look."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr, where it stays out of the answer."""
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show on a terminal that something is under way; elsewhere stay silent."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def option(name: str, parse: Callable[[str], Value], text: str) -> Value:
+    """Parse the text of an option; a ``ValueError`` becomes a message that names the option."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise SpecError(f"{name}: {error}") from None
+
+
+def check_free(path: Path | None, force: bool) -> None:
+    """Refuse a file that holds something, before any work is spent on it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise SpecError(f"{path}: is a folder; name a file in it, such as {path / 'plan.json'}")
+    if not path.resolve().parent.is_dir():
+        raise SpecError(f"{path}: its folder does not exist; create {path.parent} first")
+    if path.is_file() and path.stat().st_size and not force:
+        raise SpecError(f"{path}: exists; name another file, or add --force to replace it")
+
+
+def save(path: Path, text: str) -> None:
+    """Write a file whole. A device or a pipe is written to, never replaced."""
+    from planner.spec.files import write_whole
+
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_whole(path, text)
+
+
+def repeated(ctx: typer.Context) -> str:
+    """Return the command that is running, as one would type it again; defaults are left out."""
+    words = ["planner", str(ctx.info_name)]
+    for parameter in ctx.command.params:
+        value = ctx.params.get(str(parameter.name))
+        if value is None or value == parameter.default:
+            continue
+        if parameter.param_type_name == "argument":
+            words.append(str(value))
+        else:
+            name = max(parameter.opts, key=len)
+            words += [name] if value is True else [name, str(value)]
+    return shlex.join(words)

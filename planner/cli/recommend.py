@@ -1,0 +1,104 @@
+"""``planner recommend``: the fastest layout of a job, or what it would take."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from planner.cli.output import check_free, note, option, repeated, save, show, working
+
+if TYPE_CHECKING:
+    from planner.search.answer import NoFit
+    from planner.spec.cluster import ClusterSpec
+
+NO = 1
+
+
+def recommend(
+    ctx: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped name (planner models), a config.json or its folder.", metavar="MODEL"
+        ),
+    ],
+    cluster: Annotated[
+        str, typer.Option(help="A shipped name (planner clusters) or a YAML file.", metavar="SPEC")
+    ],
+    global_batch: Annotated[int, typer.Option(min=1, help="Sequences of one step.", metavar="B")],
+    seq_len: Annotated[int, typer.Option(min=1, help="Tokens of one sequence.", metavar="S")],
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Machines; default: what the cluster file says.", metavar="N"),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="bf16, fp16, fp8, fp8_block, mxfp8 or nvfp4.", metavar="TYPE")
+    ] = "bf16",
+    target: Annotated[
+        str, typer.Option(help="What runs the plan: torch, megatron or auto.", metavar="NAME")
+    ] = "auto",
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Measurements of your machine (planner profile).", metavar="FILE"),
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="Layouts to rank.", metavar="K")] = 5,
+    keep_free: Annotated[
+        str, typer.Option(help="Share of memory to leave empty.", metavar="SHARE")
+    ] = "5%",
+    budget: Annotated[
+        str, typer.Option(help="Time after which the search settles.", metavar="TIME")
+    ] = "60s",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the plan to this file.", metavar="FILE"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing --output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """Recommend the fastest layout that fits, and say why."""
+    from planner.cli.request import chosen_cluster, chosen_job, chosen_target, share
+    from planner.report.explain import no_layout_error
+    from planner.report.tables import plan_report
+    from planner.search.answer import NoFit
+    from planner.search.answer import recommend as answer
+    from planner.search.recommend import Options
+    from planner.spec.huggingface import load_model
+    from planner.units import parse_seconds
+
+    options = Options(
+        keep=keep,
+        keep_free=option("--keep-free", share, keep_free),
+        budget_s=option("--budget", parse_seconds, budget),
+    )
+    check_free(output, force)
+    spec = load_model(model)
+    machines = chosen_cluster(cluster, nodes, profile)
+    job = chosen_job(global_batch, seq_len, precision, machines.gpu)
+    runner, why = chosen_target(target, spec, job)
+    note(f"target {runner.name}: {why}")
+    with working(f"searching layouts of {spec.name} on {machines.gpus} GPUs"):
+        found = answer(spec, machines, job, runner, options)
+    if isinstance(found, NoFit):
+        if not found.needed_bytes:
+            raise no_layout_error(spec, machines, job, runner)
+        _say_no(found, machines, as_json, output)
+    if output is not None:
+        save(output, found.model_dump_json(indent=1) + "\n")
+        note(f"plan written to {output}")
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+    else:
+        show(plan_report(found, output, repeated(ctx)))
+
+
+def _say_no(found: "NoFit", cluster: "ClusterSpec", as_json: bool, output: Path | None) -> NoReturn:
+    """Print what is missing and end with the exit code of an honest no."""
+    from planner.report.tables import no_fit_json, no_fit_report
+
+    if output is not None:
+        note(f"nothing fits, so {output} was not written")
+    if as_json:
+        typer.echo(no_fit_json(found))
+    else:
+        show(no_fit_report(found, cluster))
+    raise typer.Exit(NO)

@@ -1,0 +1,62 @@
+"""From the words of a command to checked records; every complaint names the option."""
+
+from pathlib import Path
+
+from planner.errors import SpecError
+from planner.layout.layout import Layout
+from planner.search.targets import TARGETS, Target
+from planner.search.targets import target as target_named
+from planner.spec.cluster import ClusterSpec, load_cluster
+from planner.spec.gpu import GpuSpec
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+from planner.spec.profile import apply_profile, load_profile
+
+NOT_FOR_TRAINING = {"fp32", "tf32", "fp64"}
+
+
+def share(text: str) -> float:
+    """Return a share of one, written as ``5%`` or ``0.05``."""
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a share; write '5%' or '0.05'") from None
+    if not 0 <= number < 1:
+        raise ValueError(f"{text!r} is not between 0 % and 100 %; write '5%' or '0.05'")
+    return number
+
+
+def chosen_cluster(name: str, nodes: int | None, profile: Path | None) -> ClusterSpec:
+    """Return the cluster with the nodes asked for and the curves that a profile measured."""
+    cluster = load_cluster(name)
+    if nodes is not None:
+        if nodes > 1 and cluster.scale_out is None:
+            raise SpecError(
+                f"--nodes: {nodes} nodes of {cluster.name!r} have no network between them; "
+                "describe scale_out in its file, or use --nodes 1"
+            )
+        cluster = cluster.model_copy(update={"nodes": nodes})
+    return cluster if profile is None else apply_profile(cluster, load_profile(profile))
+
+
+def chosen_job(global_batch: int, seq_len: int, precision: str, gpu: GpuSpec) -> JobSpec:
+    """Return the job; the GPU must have units for its precision."""
+    known = [name for name in gpu.peak_flops if name not in NOT_FOR_TRAINING]
+    if precision not in known:
+        raise SpecError(
+            f"--precision: {precision!r} does not run on {gpu.name}; use one of {', '.join(known)}"
+        )
+    return JobSpec(global_batch=global_batch, seq_len=seq_len, precision=precision)
+
+
+def chosen_target(name: str, model: ModelSpec, job: JobSpec) -> tuple[Target, str]:
+    """Return what runs the plan and why it was chosen; ``auto`` prefers torch."""
+    if name != "auto":
+        return target_named(name), "as asked"
+    torch = TARGETS["torch"]
+    assert torch.problems is not None
+    single = Layout()  # what is wrong on one GPU is wrong with the kind of job, not its layout
+    problems = torch.problems(model, job.model_copy(update={"software": torch.software}), single)
+    if not problems:
+        return torch, "the plan can be exported and run (choose another with --target)"
+    return TARGETS["megatron"], f"the torch program cannot run this job ({problems[0]})"

@@ -1,0 +1,75 @@
+"""Numbers and layouts in the words of an answer."""
+
+from planner.plan import LayoutRecord, Plan
+from planner.spec.gpu import GpuSpec
+from planner.units import GIB, format_s
+
+DEGREES = (
+    ("tp", "tensor"),
+    ("cp", "context"),
+    ("pp", "pipeline"),
+    ("dp", "data"),
+    ("ep", "expert"),
+    ("etp", "expert tensor"),
+)
+
+
+def seconds(value: float) -> str:
+    """Return a duration; thousands of seconds keep all their digits."""
+    return format_s(value) if value < 1000 else f"{value:,.0f} s"
+
+
+def interval(low_s: float, high_s: float) -> str:
+    """Return an interval of a duration, the unit said once where it is the same."""
+    low, high = seconds(low_s), seconds(high_s)
+    same = low.rpartition(" ")[2] == high.rpartition(" ")[2]
+    return f"{low.rpartition(' ')[0] if same else low} to {high}"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """Return a share of one in percent."""
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def gib(size_bytes: float) -> str:
+    """Return the number of a size in GiB, for columns and sentences that name the unit."""
+    return f"{size_bytes / GIB:.1f}"
+
+
+def sharding(layout: LayoutRecord) -> str:
+    """Return what data-parallel ranks share, by its usual name; empty when nothing."""
+    ranks = layout.dp * layout.cp
+    sizes = (layout.shard_weights, layout.shard_gradients, layout.shard_optimizer)
+    stage = sum(size > 1 for size in sizes)
+    if stage == 0:
+        return ""
+    widest = max(sizes)
+    return f"ZeRO-{stage}" + (f" over {widest} of {ranks} ranks" if widest < ranks else "")
+
+
+def layout_words(layout: LayoutRecord) -> str:
+    """Return a layout as ``tensor 4, pipeline 8, data 2, micro-batch 1, ZeRO-1``."""
+    parts = [f"{word} {size}" for name, word in DEGREES if (size := getattr(layout, name)) > 1]
+    if layout.vpp > 1:
+        parts.append(f"{layout.vpp} chunks per rank")
+    parts.append(f"micro-batch {layout.micro_batch}")
+    if shared := sharding(layout):
+        parts.append(shared)
+    return ", ".join(parts)
+
+
+def recomputed(plan: Plan) -> str:
+    """Return how much of the forward pass runs twice."""
+    layers = sum(stage.layers for stage in plan.stages)
+    again = sum(stage.recompute_layers for stage in plan.stages)
+    if again:
+        return f"{again} of {layers} layers recomputed"
+    if plan.layout.recompute != "none":
+        return f"{plan.layout.recompute} recompute"
+    return "nothing recomputed"
+
+
+def peak_name(gpu: GpuSpec, peak_flops: float) -> str:
+    """Return the denominator of MFU, as ``989 TFLOP/s bf16 dense peak``."""
+    dtype = next((name for name in ("bf16", "fp16") if gpu.peak_flops.get(name) == peak_flops), "")
+    return f"{peak_flops / 1e12:.4g} TFLOP/s {dtype} dense peak".replace("  ", " ")
