@@ -99,7 +99,10 @@ def _across_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpe
         return _all_to_all_s(message_bytes, group, cluster)
     n, g = group.ranks, group.inside
     bus_bytes = bus_factor(kind, n) * message_bytes
-    rate = net.efficiency * g * _net_per_gpu(cluster, net)
+    # a rank alone in its node drives one NIC through one pair of channels, as a send does: 175B
+    # and 530B lose twice as much to data parallelism as a ring at 0.92 would (Korthikanti, dp 8)
+    efficiency = net.efficiency if g > 1 else net.p2p_efficiency
+    rate = efficiency * g * _net_per_gpu(cluster, net)
     if kind == "all_reduce" and group.domains == 2 and g > 1:
         rate *= bus_factor(kind, n)
     bound = bus_bytes / rate

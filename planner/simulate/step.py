@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.collectives import send_recv_s
+from planner.cost.collectives import Group, collective_s, send_recv_s
 from planner.cost.compute import half_precision_peak
 from planner.cost.data_parallel import optimizer_s, replicas, shares, sync_s
 from planner.cost.imbalance import slow_node_stall_s
@@ -107,15 +107,23 @@ def stage_cost(prices: Prices, layout: Layout, stage: StageLayers) -> StageCost:
 
 
 def _hop_s(prices: Prices, layout: Layout) -> float:
-    """Seconds to hand one micro-batch to the next stage."""
+    """Seconds to hand one micro-batch to the next stage.
+
+    Sequence parallelism sends shards as they are; Megatron's scatter/gather sends a share from each
+    tensor-parallel rank and gathers it inside the node (PTD-P, section 4.1).
+    """
     if layout.pp == 1:
         return 0.0
-    model, job = prices.model, prices.job
-    tokens = layout.micro_batch * job.seq_len / layout.cp
+    model, job, cluster = prices.model, prices.job, prices.cluster
+    whole = 2 * layout.micro_batch * job.seq_len / layout.cp * model.hidden
+    stride = layout.tp * layout.cp * layout.dp
     if layout.sequence_parallel:
-        tokens /= layout.tp
-    message = 2 * tokens * model.hidden
-    return send_recv_s(message, layout.tp * layout.cp * layout.dp, prices.cluster)
+        return send_recv_s(whole / layout.tp, stride, cluster)
+    if layout.tp == 1 or not job.software.scatter_gather_pipeline:
+        return send_recv_s(whole, stride, cluster)
+    group = Group.place(layout.tp, 1, cluster)
+    gather = collective_s("all_gather", whole, group, cluster)
+    return send_recv_s(whole / layout.tp, stride, cluster) + gather
 
 
 def _gradient_tail_s(

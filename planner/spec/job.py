@@ -54,6 +54,9 @@ class SoftwareSpec(BaseModel):
         True, description="Backward TP collectives run behind the weight-gradient product."
     )
     overlap_pipeline: bool = Field(False, description="Sends and receives run behind compute.")
+    scatter_gather_pipeline: bool = Field(
+        False, description="Each TP rank sends its share of a micro-batch; the receivers gather."
+    )
     regather_sequence: bool = Field(
         True, description="SP keeps the shard and gathers again in backward (Megatron)."
     )

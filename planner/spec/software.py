@@ -12,6 +12,7 @@ from planner.units import MB
 MEGATRON_2022 = SoftwareSpec(
     name="megatron-lm-2022",
     vocab_multiple=128,
+    scatter_gather_pipeline=True,  # PTD-P section 4.1, --no-scatter-gather-tensors-in-pipeline
     cpu_op_s=60e-6,
     flash_attention=False,
     dropout=True,
