@@ -13,6 +13,7 @@ from planner.launcher.weights import initialise
 from planner.plan import Plan
 from planner.spec.model import ModelSpec
 
+torch.set_num_threads(1)  # tensors are tiny; a second thread would only wait for the first
 Spoil = Callable[[Decoder], None]
 
 
