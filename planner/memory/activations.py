@@ -18,14 +18,15 @@ from planner.spec.model import ModelSpec
 def _attention_core_bytes(
     model: ModelSpec, shape: Shape, software: SoftwareSpec, recompute: Recompute
 ) -> float:
-    """Softmax output, dropout mask and dropout output; fused attention keeps a row statistic."""
+    """Softmax output, dropout mask (1 byte) and output; fused attention keeps a row statistic."""
     heads = model.heads / shape.tp
     if software.flash_attention:
         return 4 * shape.tokens * heads
     if recompute is Recompute.SELECTIVE:
         return 0.0
     scores = shape.micro_batch * heads * shape.seq_len * shape.seq_len / shape.cp
-    return (5 if software.dropout else 2) * scores
+    kept = 2 if software.fused_kernels else 6  # eager keeps the fp32 softmax and its 2-byte copy
+    return (kept + (3 if software.dropout else 0)) * scores
 
 
 def _attention_bytes(
@@ -106,11 +107,24 @@ def layer_bytes(
     return kept
 
 
-def head_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
-    """Return the bytes of final norm, logits and loss while the head works.
+# Bytes per logit while the loss works: 2-byte logits and their gradient; the eager loss holds an
+# fp32 copy and its log-softmax beside the logits, one in half precision a 2-byte log-softmax.
+LOSS_BYTES = {"eager": 2 + 4 + 4, "half": 2 + 2 + 2, "fused": 2 + 2}
 
-    2-byte logits and their gradient, an fp32 copy and its softmax unless the loss is fused.
+
+def head_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
+    """Return the bytes of final norm, logits and loss while the head works."""
+    vocab = padded_vocab(model, shape.tp, software.vocab_multiple)
+    logits = shape.tokens * vocab / shape.tp
+    return LOSS_BYTES[software.loss] * logits + 4 * shape.tokens * model.hidden
+
+
+def scores_transient_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
+    """Return the bytes that unfused attention needs for a moment beside what it keeps.
+
+    Fused softmax: the gradient of the scores. Eager: also fp32 copies of scores and gradient.
     """
-    logits = shape.tokens * padded_vocab(model, shape.tp, software.vocab_multiple) / shape.tp
-    each = 4 if software.fused_loss else 2 + 4 + 4
-    return each * logits + 4 * shape.tokens * model.hidden
+    if software.flash_attention:
+        return 0.0
+    scores = shape.micro_batch * model.heads / shape.tp * shape.seq_len * shape.seq_len / shape.cp
+    return (2 if software.fused_kernels else 10) * scores

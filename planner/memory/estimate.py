@@ -6,7 +6,7 @@ from functools import lru_cache
 from planner.layout.layout import Layout, Recompute
 from planner.layout.local import stage_local
 from planner.layout.stages import Split, StageLayers, rank_layers
-from planner.memory.activations import head_bytes, layer_bytes
+from planner.memory.activations import head_bytes, layer_bytes, scores_transient_bytes
 from planner.memory.states import WEIGHT_BYTES, state_bytes
 from planner.model.operations import Shape
 from planner.model.parameters import layer_parameters
@@ -93,6 +93,7 @@ def transient_bytes(
     else:  # the layer at work: its gathered input and that one's gradient, the widest gradient
         widest = 2 * model.ffn_hidden if model.gated_mlp else model.ffn_hidden
         working = 2 * shape.tokens * (2 * model.hidden + max(widest / shape.tp, model.hidden))
+    working += scores_transient_bytes(model, shape, software)
     if stage.head:
         working = max(working, head_bytes(model, shape, software))
     if gathers_weights:  # two layers gathered, and one full gradient

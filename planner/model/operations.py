@@ -13,7 +13,7 @@ from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
 
 ACTIVATION_BYTES = 2
-GEMM_TILE_ROWS = 128
+LOSS_TRAFFIC = {"eager": 22, "half": 8, "fused": 4}  # bytes per logit, forward
 
 
 class Gemm(NamedTuple):
@@ -301,14 +301,15 @@ def head_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> l
     """Return the forward operations of the final norm, the output matrix and the loss.
 
     Loss traffic per logit: an fp32 copy (6 bytes), and 16 bytes forward, 30 backward of the eager
-    loss (Liger-Kernel's benchmark table); a fused loss reads and writes the 2-byte logits once.
+    loss (Liger-Kernel's benchmark table); a fused loss reads and writes the 2-byte logits once, one
+    in half precision twice.
     """
     logits = shape.tokens * model.vocab / shape.tp
     operations: list[Operation] = [
         _norm("norm", shape.sharded_tokens * model.hidden, software),
         *_enter_tp(shape, model.hidden, "head"),
         Gemm("head", shape.tokens, model.vocab / shape.tp, model.hidden),
-        Elementwise("loss", (4 if software.fused_loss else 22) * logits, kernels=6),
+        Elementwise("loss", LOSS_TRAFFIC[software.loss] * logits, kernels=6),
     ]
     if shape.tp > 1:  # maximum, picked logit and sum of each token, in fp32
         operations.append(Collective("loss reduce", "all_reduce", 12 * shape.tokens, "tp"))

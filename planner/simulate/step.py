@@ -139,7 +139,8 @@ def _gradient_tail_s(
         if shard.optimizer > 1 and software.reduce_scatter_gradients:
             kind = "reduce_scatter"
     total, last = sync_s(kind, parts, software.reduce_bytes, software.bucket_bytes, prices.cluster)
-    if not software.overlap_grad_reduce:
+    late = software.reduces_after_pipeline and layout.pp > 1
+    if late or not software.overlap_grad_reduce:
         return total
     return last + _left_exposed(total - last, last_s)
 

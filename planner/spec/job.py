@@ -1,5 +1,7 @@
 """The training job: batch, sequence, precision, and what the software can do."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 
@@ -17,7 +19,9 @@ class SoftwareSpec(BaseModel):
     fused_kernels: bool = Field(True, description="Fused rotary and softmax.")
     fused_activation: bool = Field(True, description="Fused SwiGLU, or bias and GeLU.")
     fused_norm: bool = True
-    fused_loss: bool = Field(False, description="Cross-entropy without an fp32 copy of logits.")
+    loss: Literal["eager", "half", "fused"] = Field(
+        "eager", description="Cross-entropy over an fp32 copy, in 2 bytes, or in one kernel."
+    )
     dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")
     fused_gradient_accumulation: bool = Field(
         True, description="The weight-gradient product adds to the fp32 gradient itself."
@@ -49,6 +53,9 @@ class SoftwareSpec(BaseModel):
         True, description="ZeRO-1 reduces each gradient only where it is used."
     )
     overlap_grad_reduce: bool = Field(True, description="Reduction runs behind the backward pass.")
+    reduces_after_pipeline: bool = Field(
+        False, description="Under a pipeline, gradients are reduced after the last pass (FSDP2)."
+    )
     overlap_param_gather: bool = True
     overlap_tp_wgrad: bool = Field(
         True, description="Backward TP collectives run behind the weight-gradient product."

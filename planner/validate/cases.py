@@ -188,6 +188,8 @@ def _is_modern(row: dict[str, str]) -> bool:
 
 def _refuse(row: dict[str, str]) -> None:
     """Raise Skip for what the cost model cannot express at all."""
+    if not any(row.get(name) for name in ("tp", "pp", "dp", "zero_stage")):
+        raise Skip("no layout is stated")
     if row.get("offload", "") not in ("", "none"):
         raise Skip("offload is not estimated yet")
     if row.get("attention_kind") == "hybrid":

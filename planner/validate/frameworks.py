@@ -30,9 +30,22 @@ def _but(software: SoftwareSpec, name: str, **changes: object) -> SoftwareSpec:
 
 # First match wins; patterns are searched in the framework cell.
 _TABLE: tuple[tuple[str, Defaults], ...] = (
-    (r"Bridge|Megatron-Core", Defaults(MEGATRON_CORE, 1, "none", True)),
+    # performance recipes of NeMo and Bridge: grad_reduce_in_fp32=False
+    (
+        r"Bridge",
+        Defaults(_but(MEGATRON_CORE, "bridge", gradient_bytes=2, reduce_bytes=2), 1, "none", True),
+    ),
+    (r"Megatron-Core", Defaults(MEGATRON_CORE, 1, "none", True)),
     # 2024 containers: fused attention of FlashAttention 2 speed on Hopper
-    (r"NeMo", Defaults(_but(MEGATRON_CORE, "nemo", flash_version=2), 1, "none", True)),
+    (
+        r"NeMo",
+        Defaults(
+            _but(MEGATRON_CORE, "nemo", flash_version=2, gradient_bytes=2, reduce_bytes=2),
+            1,
+            "none",
+            True,
+        ),
+    ),
     (r"nanotron", Defaults(NANOTRON, 1, "none", True, "reserved")),
     (
         r"AA-Scaling",
@@ -43,6 +56,7 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
                 overlap_grad_reduce=False,
                 overlap_param_gather=False,
                 overlap_tp_wgrad=False,
+                gradient_bytes=2,
                 reduce_bytes=2,
             ),
             1,
@@ -99,4 +113,6 @@ def _kernels(notes: str) -> dict[str, object]:
         changes["flash_attention"] = False
     if re.search(r"FlashAttention on\b", notes):
         changes["flash_attention"] = True
+    if "MP mode PURE" in notes:  # Composer: everything in 2 bytes, no autocast of the loss
+        changes["loss"] = "half"
     return changes

@@ -72,7 +72,7 @@ def test_products_of_one_token_are_the_matrices_of_the_layer(name: str) -> None:
     spec = model(name)
     for moe_layer in {spec.is_moe_layer(index) for index in range(spec.layers)}:
         parameters = layer_parameters(spec, moe_layer)
-        active = parameters.total
+        active: float = parameters.total
         if spec.moe and moe_layer:
             active -= parameters.experts * (1 - spec.moe.top_k / spec.moe.experts)
         products = flops(layer(spec, moe_layer, Shape(1, 1))) / 2
@@ -275,21 +275,21 @@ def test_fused_attention_replaces_scores_in_memory() -> None:
     assert flops(core) == 2 * attention_flops(fused)  # no half is left out
 
 
-# field of the software, the value that costs nothing more
-SWITCHES = [
-    ("fused_norm", True), ("fused_kernels", True), ("fused_activation", True),
-    ("fused_loss", True), ("dropout", False),
+# field of the software, the value that moves the fewest bytes, another
+SWITCHES: list[tuple[str, object, object]] = [
+    ("fused_norm", True, False), ("fused_kernels", True, False), ("fused_activation", True, False),
+    ("loss", "fused", "half"), ("loss", "half", "eager"), ("dropout", False, True),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "better"), SWITCHES)
-def test_every_fused_kernel_moves_fewer_bytes(field: str, better: bool) -> None:
-    def moved(value: bool) -> float:
+@pytest.mark.parametrize(("field", "better", "worse"), SWITCHES)
+def test_every_fused_kernel_moves_fewer_bytes(field: str, better: object, worse: object) -> None:
+    def moved(value: object) -> float:
         stack, shape = software(MEGATRON_CORE, **{field: value}), Shape(1, 2048)
         made = layer(small(), False, shape, stack) + head_operations(small(), shape, stack)
         return sum(op.moved_bytes for op in made if isinstance(op, Elementwise))
 
-    assert moved(better) < moved(not better)
+    assert moved(better) < moved(worse)
 
 
 def test_shapes() -> None:
