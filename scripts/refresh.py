@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the numbers of README.md and docs/accuracy.md anew, from the commands themselves.
 
-usage: .venv/bin/python scripts/refresh FOLDER     (FOLDER holds the CSV files of measured runs)
+usage: .venv/bin/python scripts/refresh.py FOLDER     (FOLDER holds the CSV files of measured runs)
 
 What stands between ``<!-- name -->`` and ``<!-- /name -->`` is replaced; all else stays.
 """
@@ -31,7 +31,9 @@ TINY = (
 def run(command: list[str], folder: str) -> str:
     """Return what a command prints on stdout, 100 columns wide."""
     place = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "PYTHON": sys.executable}
-    done = subprocess.run(command, cwd=folder, env=place, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=place, check=True, capture_output=True, text=True
+    )
     return "\n".join(line.rstrip() for line in done.stdout.splitlines())
 
 
@@ -50,8 +52,9 @@ def headline(table: ErrorTable) -> str:
     """Return the table of the README."""
     times, sources, memory = table.all_rows, table.source_medians, table.memory_all
     ranking, yardstick = table.ranking, table.yardstick_ranking
-    assert times and sources and memory and ranking and yardstick
-    rows = [
+    if not (times and sources and memory and ranking and yardstick):
+        sys.exit("these files hold no timed runs with memory in sweeps; give all of them")
+    rows: list[tuple[str, str | float | None, str | float | None]] = [
         ("rows estimated", f"{share(table.coverage)} of {table.rows:,}", ""),
         ("step time, median of the sources' medians", sources.median, sources.yardstick_median),
         ("step time, median of all rows", times.median, times.yardstick_median),

@@ -1,0 +1,62 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from planner.cli import output, recommend
+from planner.errors import SpecError
+from planner.units import parse_seconds
+from tests.cli.command import TINY, planner
+
+
+def test_option_names_itself() -> None:
+    with pytest.raises(SpecError, match="--budget: 'soon' is not a duration"):
+        output.option("--budget", parse_seconds, "soon")
+
+
+def test_an_empty_file_holds_nothing_of_the_users(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    file.touch()
+
+    output.check_free(file, force=False)
+    output.save(file, "text")
+
+    assert file.read_text() == "text"
+
+
+def test_nothing_to_check_without_a_file() -> None:
+    output.check_free(None, force=False)
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs a device file")
+def test_a_device_is_written_to_and_stays_one() -> None:
+    output.save(Path(os.devnull), "text")
+
+    assert Path(os.devnull).is_char_device()
+
+
+def test_progress_only_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with output.working("searching"):
+        pass
+    assert capsys.readouterr().err == ""
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with output.working("searching"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def test_interrupt_ends_with_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recommend, "check_free", interrupted)
+
+    result: Result = planner(TINY)
+
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted\n"

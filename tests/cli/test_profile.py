@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from planner.errors import SpecError
+from planner.profiler import start
+from planner.spec.profile import GemmMeasurement, Profile
+from tests.cli.command import planner
+
+FOUND = Profile(
+    device="TestGPU",
+    world_size=2,
+    backend="gloo",
+    date="2025-01-31",
+    torch_version="2.13",
+    gemms=(GemmMeasurement(m=1, n=1, k=1, seconds=1.0),),
+)
+
+
+def test_starts_the_profiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def measure(*arguments: object) -> Profile:
+        asked.append(arguments)
+        return FOUND
+
+    monkeypatch.setattr(start, "profile", measure)
+    file = tmp_path / "profile.json"
+
+    result = planner_run(file, "--quick")
+
+    assert result.exit_code == 0
+    assert asked == [(2, Path("tiny-llama"), file, ("--quick",))]
+    assert result.stdout == f"planner recommend tiny-llama --profile {file} ...\n"
+    assert "0 link curves and 1 matrix products measured on TestGPU" in result.stderr
+
+
+def test_what_the_profiler_says_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def measure(*arguments: object) -> Profile:
+        raise SpecError("profiling needs torch: pip install 'llm-layout-planner[run]'")
+
+    monkeypatch.setattr(start, "profile", measure)
+
+    result = planner_run(tmp_path / "profile.json")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: profiling needs torch")
+
+
+def test_an_existing_profile_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    file.write_text("{}")
+
+    result = planner_run(file)
+
+    assert result.exit_code == 2
+    assert "exists; name another file, or add --force" in result.stderr
+
+
+def test_an_unknown_model_starts_nothing(tmp_path: Path) -> None:
+    result = planner("profile llama-9 --nproc 2 --output", tmp_path / "profile.json")
+
+    assert result.exit_code == 2
+    assert "model 'llama-9' is not shipped" in result.stderr
+
+
+@pytest.mark.slow
+def test_measures_this_machine(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    file = tmp_path / "profile.json"
+
+    result = planner_run(file, "--quick")
+
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(file.read_text())
+    assert found["world_size"] == 2
+    assert found["links"]
+    assert found["gemms"]
+
+
+def planner_run(file: Path, *more: str) -> Result:
+    """Profile two processes into a file."""
+    return planner("profile tiny-llama --nproc 2 --output", file, *more)
