@@ -81,7 +81,8 @@ def job(global_batch: int = 32, seq_len: int = 4096, **changes: Any) -> JobSpec:
 
 def software(base: SoftwareSpec = MEGATRON_CORE, **changes: Any) -> SoftwareSpec:
     """Return ``base`` with changes; the name says which, as records are hashed by name."""
-    return base.model_copy(update={"name": f"{base.name} {changes}", **changes})
+    fields = base.model_dump() | {"name": f"{base.name} {changes}"} | changes
+    return SoftwareSpec.model_validate(fields)  # unlike model_copy, refuses a field that is none
 
 
 @cache
