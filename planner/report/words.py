@@ -16,7 +16,7 @@ DEGREES = (
 
 def seconds(value: float) -> str:
     """Return a duration; thousands of seconds keep all their digits."""
-    return format_s(value) if value < 1000 else f"{value:,.0f} s"
+    return format_s(value) if value < 999.5 else f"{value:,.0f} s"
 
 
 def interval(low_s: float, high_s: float) -> str:

@@ -54,7 +54,7 @@ def negative_size(tmp_path: Path) -> list[str]:
 def truncated_json(tmp_path: Path) -> list[str]:
     words = _with_config(tmp_path)
     file = Path(words[0])
-    file.write_text(file.read_text()[:60])
+    file.write_text(file.read_text().rpartition("\n")[0])
     return words
 
 
