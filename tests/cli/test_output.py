@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import Result
+from typer.testing import Result
 
 from planner.cli import output, recommend
 from planner.errors import SpecError

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
@@ -25,7 +26,7 @@ def printed(answer: RenderableType, columns: int = 80, colour: bool = False) -> 
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def torch_plan(**layout: int) -> Plan:
+def torch_plan(**layout: Any) -> Plan:
     """Return a plan that can be exported."""
     plan = build_plan(**layout)
     software = plan.job.software.model_copy(update={"name": "torch-launcher"})

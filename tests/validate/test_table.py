@@ -106,7 +106,8 @@ def test_one_source() -> None:
 
     assert found.sources == (found.all_rows and replace(found.all_rows, name="lab"),)
     line = found.sources[0]
-    assert (line.count, line.median, line.p90) == (3, 0.2, pytest.approx(0.3))
+    assert (line.count, line.median) == (3, 0.2)
+    assert line.p90 == pytest.approx(0.3)
     assert line.mean == pytest.approx(0.2)
     assert line.signed_median == pytest.approx(0.1)
     assert line.yardstick_median == 0.5
@@ -307,14 +308,14 @@ def test_a_row_that_breaks_a_rule_is_skipped(monkeypatch: pytest.MonkeyPatch) ->
 # ---------------------------------------------------------------- a second, plain implementation
 
 
-def _median_line(name: str, signed: list[float]) -> tuple[str, int, float, float, float]:
+def _median_line(name: str, signed: list[float]) -> tuple[object, ...]:
     sizes = sorted(abs(error) for error in signed)
     at = min(len(sizes) - 1, int(len(sizes) * 0.9))
     mean = sum(sizes) / len(sizes)
     return name, len(sizes), statistics.median(sizes), pytest.approx(mean), sizes[at]
 
 
-def _line(errors: Errors) -> tuple[str, int, float, float, float]:
+def _line(errors: Errors) -> tuple[object, ...]:
     return errors.name, errors.count, errors.median, errors.mean, errors.p90
 
 
