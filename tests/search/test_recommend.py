@@ -21,7 +21,6 @@ from planner.spec.job import JobSpec
 from planner.units import GB
 from tests.properties.strategies import cluster, job, model, some
 
-
 few = settings(deadline=None, max_examples=15)
 
 
