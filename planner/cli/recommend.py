@@ -73,7 +73,7 @@ def recommend(
     check_free(output, force)
     spec = load_model(model)
     machines = chosen_cluster(cluster, nodes, profile)
-    job = chosen_job(global_batch, seq_len, precision, machines.gpu)
+    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
     runner, why = chosen_target(target, spec, job)
     note(f"target {runner.name}: {why}")
     with working(f"searching layouts of {spec.name} on {machines.gpus} GPUs"):

@@ -39,13 +39,23 @@ def chosen_cluster(name: str, nodes: int | None, profile: Path | None) -> Cluste
     return cluster if profile is None else apply_profile(cluster, load_profile(profile))
 
 
-def chosen_job(global_batch: int, seq_len: int, precision: str, gpu: GpuSpec) -> JobSpec:
-    """Return the job; the GPU must have units for its precision."""
+def chosen_job(
+    global_batch: int, seq_len: int, precision: str, model: ModelSpec, gpu: GpuSpec
+) -> JobSpec:
+    """Return the job; the GPU must have units for its precision, the model positions for it."""
+    problems = []
     known = [name for name in gpu.peak_flops if name not in NOT_FOR_TRAINING]
     if precision not in known:
-        raise SpecError(
+        problems.append(
             f"--precision: {precision!r} does not run on {gpu.name}; use one of {', '.join(known)}"
         )
+    if 0 < model.positions < seq_len:
+        problems.append(
+            f"--seq-len: {seq_len} exceeds the {model.positions} learned positions of "
+            f"{model.name}; use at most {model.positions}"
+        )
+    if problems:
+        raise SpecError(problems)
     return JobSpec(global_batch=global_batch, seq_len=seq_len, precision=precision)
 
 

@@ -103,6 +103,10 @@ def wrong_precision(tmp_path: Path) -> list[str]:
     return ["tiny-llama", "--cluster", "dgx-a100", "--precision", "fp8", *JOB]
 
 
+def too_long_for_the_model(tmp_path: Path) -> list[str]:
+    return ["gpt2", "--cluster", "dgx-h100", "--global-batch", "16", "--seq-len", "2048"]
+
+
 def wrong_target(tmp_path: Path) -> list[str]:
     return ["tiny-llama", "--cluster", "dgx-h100", "--target", "jax", *JOB]
 
@@ -152,6 +156,7 @@ TABLE: list[tuple[Callable[[Path], list[str]], list[str]]] = [
     (unknown_gpu, ["mine.yaml:2: ", "gpu: ", "'H100-SXM-81GB'", "did you mean"]),
     (missing_network, ["--nodes: 2 nodes of 'workstation'", "scale_out", "--nodes 1"]),
     (wrong_precision, ["--precision: 'fp8'", "A100-SXM-80GB", "use one of bf16, fp16"]),
+    (too_long_for_the_model, ["--seq-len: 2048 exceeds the 1024", "gpt2", "at most 1024"]),
     (wrong_target, ["--target: 'jax' is not a target", "use one of torch, megatron"]),
     (target_cannot, ["--target: torch cannot run this job", "moe", "leave the target to auto"]),
     (wrong_share, ["--keep-free: '500%' is not between", "write '5%' or '0.05'"]),
