@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from planner.cli.output import note
 from planner.errors import SpecError
 from planner.layout.layout import Layout
 from planner.search.targets import TARGETS, Target
@@ -36,7 +37,11 @@ def chosen_cluster(name: str, nodes: int | None, profile: Path | None) -> Cluste
                 "describe scale_out in its file, or use --nodes 1"
             )
         cluster = cluster.model_copy(update={"nodes": nodes})
-    return cluster if profile is None else apply_profile(cluster, load_profile(profile))
+    if profile is None:
+        return cluster
+    measured = load_profile(profile)
+    note(f"profile {profile}: {measured.origin}; it replaces the curves of {cluster.gpu.name}")
+    return apply_profile(cluster, measured)
 
 
 def chosen_job(
