@@ -9,7 +9,6 @@ paper's model it gives ``sbh (10 + 24/t + 5as/(ht))``, with sequence parallelism
 from functools import lru_cache
 
 from planner.layout.layout import Recompute
-from planner.layout.local import padded_vocab
 from planner.model.operations import Shape
 from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
@@ -29,9 +28,10 @@ def _attention_core_bytes(
     return (kept + (3 if software.dropout else 0)) * scores
 
 
-def _attention_bytes(
+def attention_bytes(
     model: ModelSpec, shape: Shape, software: SoftwareSpec, recompute: Recompute
 ) -> float:
+    """Return what the attention block of one layer keeps, its norm included."""
     hidden = model.hidden
     # the gathered input is kept whole unless only the shard is kept and gathered again
     regather = shape.sequence_parallel and software.regather_sequence
@@ -48,6 +48,8 @@ def _attention_bytes(
         width = model.heads * (2 * key_dim + mla.v_head_dim) / shape.tp
         output = model.heads * mla.v_head_dim / shape.tp
     kept += 2 * shape.tokens * (width + output)  # q, k, v; input of the projection
+    if shape.cp > 1 and software.context_exchange == "all_to_all":
+        kept += 2 * shape.tokens * output  # before and after the exchange (TE 2.8 and newer)
     kept += _attention_core_bytes(model, shape, software, recompute)
     if software.dropout:
         kept += shape.sharded_tokens * hidden
@@ -94,7 +96,7 @@ def layer_bytes(
     """Return the bytes one layer keeps from its forward to its backward pass."""
     if recompute is Recompute.FULL:  # the input of the layer
         return 2 * shape.sharded_tokens * model.hidden
-    kept = _attention_bytes(model, shape, software, recompute)
+    kept = attention_bytes(model, shape, software, recompute)
     kept += 2 * shape.sharded_tokens * model.hidden  # input of the second norm
     if not software.fused_norm:
         kept += 8 * shape.sharded_tokens * model.hidden
@@ -105,26 +107,3 @@ def layer_bytes(
     if recompute is Recompute.SELECTIVE and software.selective_recomputes_products:
         return kept / 2  # every other product keeps its output
     return kept
-
-
-# Bytes per logit while the loss works: 2-byte logits and their gradient; the eager loss holds an
-# fp32 copy and its log-softmax beside the logits, one in half precision a 2-byte log-softmax.
-LOSS_BYTES = {"eager": 2 + 4 + 4, "half": 2 + 2 + 2, "fused": 2 + 2}
-
-
-def head_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
-    """Return the bytes of final norm, logits and loss while the head works."""
-    vocab = padded_vocab(model, shape.tp, software.vocab_multiple)
-    logits = shape.tokens * vocab / shape.tp
-    return LOSS_BYTES[software.loss] * logits + 4 * shape.tokens * model.hidden
-
-
-def scores_transient_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
-    """Return the bytes that unfused attention needs for a moment beside what it keeps.
-
-    Fused softmax: the gradient of the scores. Eager: also fp32 copies of scores and gradient.
-    """
-    if software.flash_attention:
-        return 0.0
-    scores = shape.micro_batch * model.heads / shape.tp * shape.seq_len * shape.seq_len / shape.cp
-    return (2 if software.fused_kernels else 10) * scores

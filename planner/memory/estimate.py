@@ -1,17 +1,22 @@
 """Peak bytes of each pipeline rank, by component."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from planner.layout.layout import Layout, Recompute
 from planner.layout.local import stage_local
 from planner.layout.stages import Split, StageLayers, rank_layers
-from planner.memory.activations import head_bytes, layer_bytes, scores_transient_bytes
-from planner.memory.states import WEIGHT_BYTES, state_bytes
+from planner.memory.activations import layer_bytes
+from planner.memory.states import state_bytes
+from planner.memory.working import (
+    buffer_bytes,
+    gathered_bytes,
+    layer_working_bytes,
+    loss_working_bytes,
+    step_working_bytes,
+)
 from planner.model.operations import Shape
-from planner.model.parameters import layer_parameters
 from planner.schedule.in_flight import peak_chunk_passes
-from planner.spec.job import JobSpec, SoftwareSpec
+from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 from planner.units import MIB
 
@@ -26,20 +31,31 @@ FRAGMENTATION = 0.04
 
 @dataclass(frozen=True, slots=True)
 class RankMemory:
-    """Bytes on one pipeline rank at the peak of a step."""
+    """Bytes on one pipeline rank at the peak of a step.
+
+    ``buffers`` stay for the whole step; ``activations`` are kept for backward passes to come;
+    ``working`` is alive only at the ``moment`` of the peak; ``outside`` is context and
+    communicators, which torch does not count.
+    """
 
     weights: float
     gradients: float
     optimizer: float
+    buffers: float
     activations: float
-    transient: float
-    outside: float  # context and communicators, which torch does not count
+    working: float
+    outside: float
+    moment: str
+
+    @property
+    def states(self) -> float:
+        """Weights, gradients and optimizer state."""
+        return self.weights + self.gradients + self.optimizer
 
     @property
     def allocated(self) -> float:
         """What ``torch.cuda.max_memory_allocated`` shows."""
-        states = self.weights + self.gradients + self.optimizer
-        return states + self.activations + self.transient
+        return self.states + self.buffers + self.activations + self.working
 
     @property
     def reserved(self) -> float:
@@ -76,32 +92,20 @@ def job_shape(job: JobSpec, layout: Layout) -> Shape:
     )
 
 
-@lru_cache(maxsize=65536)
-def transient_bytes(
-    model: ModelSpec,
-    shape: Shape,
-    software: SoftwareSpec,
-    recompute: Recompute,
-    stage: StageLayers,
-    gathers_weights: bool,
-) -> float:
-    """Bytes that live for a part of the step: one recomputed layer, logits, gathered weights."""
-    moe_layer = stage.moe + stage.moe_recomputed > 0
-    again = stage.dense_recomputed + stage.moe_recomputed > 0
-    if recompute is Recompute.FULL or again:
-        working = layer_bytes(model, shape, software, Recompute.NONE, moe_layer)
-    else:  # the layer at work: its gathered input and that one's gradient, the widest gradient
-        widest = 2 * model.ffn_hidden if model.gated_mlp else model.ffn_hidden
-        working = 2 * shape.tokens * (2 * model.hidden + max(widest / shape.tp, model.hidden))
-    working += scores_transient_bytes(model, shape, software)
-    if stage.head:
-        working = max(working, head_bytes(model, shape, software))
-    if gathers_weights:  # two layers gathered, and one full gradient
-        whole = layer_parameters(model, moe_layer)
-        experts = whole.experts / (shape.ep * shape.etp)
-        gathered = (whole.total - whole.experts) / shape.tp + experts
-        working += (2 * WEIGHT_BYTES + software.reduce_bytes) * gathered
-    return working
+def moments(model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers) -> dict[str, float]:
+    """Return the working bytes of every moment at which the rank may be fullest."""
+    shape, software = job_shape(job, layout), job.software
+    moe_layer = mine.moe + mine.moe_recomputed > 0
+    gathered = gathered_bytes(model, shape, software, layout, moe_layer)
+    layer = layer_working_bytes(model, shape, software, moe_layer) + gathered
+    found = {"backward of a layer": layer}
+    again = mine.dense_recomputed + mine.moe_recomputed > 0
+    if layout.recompute is Recompute.FULL or again:
+        repeated = layer_bytes(model, shape, software, Recompute.NONE, moe_layer)
+        found["backward of a recomputed layer"] = layer + repeated
+    if mine.head:
+        found["loss"] = loss_working_bytes(model, shape, software) + gathered
+    return found
 
 
 def rank_memory(
@@ -120,16 +124,22 @@ def rank_memory(
     for count, moe_layer, recompute in mine.kinds(layout.recompute):
         held += count * layer_bytes(model, shape, software, recompute, moe_layer)
     passes = peak_chunk_passes(layout.pp, layout.vpp, layout.micro_batches(job.global_batch), rank)
-    transient = transient_bytes(
-        model, shape, software, layout.recompute, mine, layout.shard.weights > 1
-    )
+    kept = held * passes / layout.vpp
+    by_moment = moments(model, job, layout, mine)
+    moment = max(by_moment, key=by_moment.__getitem__)
+    working = by_moment[moment]
+    stepping = step_working_bytes(local.total / max(1, layout.shard.optimizer), software)
+    if stepping > kept + working:
+        kept, working, moment = 0.0, stepping, "optimizer step"
     return RankMemory(
         states.weights,
         states.gradients,
         states.optimizer,
-        held * passes / layout.vpp,
-        transient,
+        buffer_bytes(model, shape, software, mine.moe + mine.moe_recomputed > 0),
+        kept,
+        working,
         outside_bytes(layout),
+        moment,
     )
 
 

@@ -9,8 +9,9 @@ from planner.layout.layout import Layout, Recompute
 from planner.layout.local import layer_local, stage_local
 from planner.layout.stages import Split, StageLayers, stage_layers
 from planner.memory.activations import layer_bytes
-from planner.memory.estimate import allocated_limit, job_shape, peak_memory, transient_bytes
+from planner.memory.estimate import allocated_limit, job_shape, moments, peak_memory
 from planner.memory.states import state_bytes
+from planner.memory.working import buffer_bytes
 from planner.schedule.orders import kept_moments, order
 from planner.search.partition import FloatArray, Partition, PartitionProblem, partition
 from planner.search.targets import Target
@@ -38,20 +39,15 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
     }
     stages = stage_layers(model, layout.pp * layout.vpp)
     ends = [StageLayers(0, 0, stage.embedding, stage.head) for stage in stages]
-    again = model.is_moe_layer(model.layers - 1)
-    transients = [
-        transient_bytes(
-            model,
-            shape,
-            software,
-            Recompute.NONE,
-            StageLayers(0, 0, end.embedding, end.head, int(not again), int(again)),
-            layout.shard.weights > 1,
-        )
+    # the working bytes of the fullest moment, with a recomputed layer: the partition may need one
+    alone = StageLayers(0, 0, dense_recomputed=int(not kinds[-1]), moe_recomputed=int(kinds[-1]))
+    extra = [
+        buffer_bytes(model, shape, software, kinds[-1])
+        + max(moments(model, job, layout, replace(alone, head=end.head)).values())
         for end in ends
     ]
     micro_batches = layout.micro_batches(job.global_batch)
-    moments = kept_moments(order(schedule_name(layout), layout.pp, micro_batches, layout.vpp))
+    in_flight = kept_moments(order(schedule_name(layout), layout.pp, micro_batches, layout.vpp))
     return PartitionProblem(
         stages=layout.pp,
         chunks=layout.vpp,
@@ -66,11 +62,11 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
         stage_bytes=np.array(
             [
                 state_bytes(stage_local(model, end, *degrees, software), layout, software).total
-                + extra
-                for end, extra in zip(ends, transients, strict=True)
+                + more
+                for end, more in zip(ends, extra, strict=True)
             ]
         ),
-        in_flight=moments.astype(float),
+        in_flight=in_flight.astype(float),
         limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes, layout)),
     )
 

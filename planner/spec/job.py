@@ -19,8 +19,10 @@ class SoftwareSpec(BaseModel):
     fused_kernels: bool = Field(True, description="Fused rotary and softmax.")
     fused_activation: bool = Field(True, description="Fused SwiGLU, or bias and GeLU.")
     fused_norm: bool = True
-    loss: Literal["eager", "half", "fused"] = Field(
-        "eager", description="Cross-entropy over an fp32 copy, in 2 bytes, or in one kernel."
+    loss: Literal["eager", "half", "in_place", "fused"] = Field(
+        "eager",
+        description="Cross-entropy over fp32 copies, in 2 bytes, over one fp32 copy in place "
+        "(Megatron's vocabulary-parallel loss), or in one kernel.",
     )
     dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")
     fused_gradient_accumulation: bool = Field(
@@ -47,6 +49,12 @@ class SoftwareSpec(BaseModel):
     tied_stage_keeps_positions: bool = Field(
         False, description="The last stage copies the whole embedding module (DeepSpeed)."
     )
+    dummy_gradients: bool = Field(
+        False, description="Transformer Engine keeps a 2-byte dummy gradient per weight shape."
+    )
+    optimizer_temporary_bytes: float = Field(
+        0.0, ge=0, description="Bytes per parameter that an unfused optimizer step allocates."
+    )
     optimizer_bytes: PositiveInt = Field(12, description="fp32 master, momentum, variance.")
     reduce_bytes: PositiveInt = Field(4, description="Bytes of a gradient on the wire.")
     reduce_scatter_gradients: bool = Field(
@@ -63,6 +71,9 @@ class SoftwareSpec(BaseModel):
     overlap_pipeline: bool = Field(False, description="Sends and receives run behind compute.")
     scatter_gather_pipeline: bool = Field(
         False, description="Each TP rank sends its share of a micro-batch; the receivers gather."
+    )
+    context_exchange: Literal["ring", "all_to_all"] = Field(
+        "ring", description="How context-parallel ranks see each other's keys and values."
     )
     regather_sequence: bool = Field(
         True, description="SP keeps the shard and gathers again in backward (Megatron)."

@@ -218,8 +218,10 @@ def read_case(row: dict[str, str]) -> Case:
     """Return the case of a row; raises Skip with the reason where there is none."""
     _refuse(row)
     cells = _Cells(row)
-    defaults = defaults_for(row.get("framework", ""), row.get("notes", ""), _is_modern(row))
     gpus, seq_len, global_batch = (cells.need(name) for name in ("n_gpus", "seq_len", "gbs"))
+    defaults = defaults_for(
+        row.get("framework", ""), row.get("notes", ""), _is_modern(row), seq_len
+    )
     try:
         model = read_model(cells)
         layout = read_layout(cells, defaults, gpus, global_batch)

@@ -7,7 +7,15 @@ import re
 from dataclasses import dataclass, replace
 
 from planner.spec.job import SoftwareSpec
-from planner.spec.software import MEGATRON_2022, MEGATRON_CORE, NANOTRON, TORCH_FSDP
+from planner.spec.software import (
+    MEGATRON_2022,
+    MEGATRON_CORE,
+    MEGATRON_DEEPSPEED,
+    NANOTRON,
+    TORCH_FSDP,
+)
+
+LONG_SEQUENCE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,8 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
         r"Bridge",
         Defaults(_but(MEGATRON_CORE, "bridge", gradient_bytes=2, reduce_bytes=2), 1, "none", True),
     ),
-    (r"Megatron-Core", Defaults(MEGATRON_CORE, 1, "none", True)),
+    # without a recipe: --cross-entropy-loss-fusion is off
+    (r"Megatron-Core", Defaults(_but(MEGATRON_CORE, "core", loss="in_place"), 1, "none", True)),
     # 2024 containers: fused attention of FlashAttention 2 speed on Hopper
     (
         r"NeMo",
@@ -67,6 +76,7 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
         r"zero-bubble",
         Defaults(_but(MEGATRON_2022, "zero-bubble", overlap_pipeline=True)),
     ),
+    (r"Megatron-DeepSpeed", Defaults(MEGATRON_DEEPSPEED)),
     (r"Megatron|Aceso|Mist", Defaults(MEGATRON_2022)),
     (r"torchtitan", Defaults(_but(TORCH_FSDP, "torchtitan"), 3, "selective", True, "reserved")),
     (r"MaxText|PaxML", Defaults(_but(TORCH_FSDP, "xla"), 3)),
@@ -81,7 +91,7 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
 )
 
 
-def defaults_for(framework: str, notes: str, modern: bool = False) -> Defaults:
+def defaults_for(framework: str, notes: str, modern: bool = False, seq_len: int = 0) -> Defaults:
     """Return the defaults of ``framework``, refined by what the run's notes say of its kernels.
 
     ``modern``: the run uses what Megatron-LM has only since Megatron-Core (8-bit precision,
@@ -90,7 +100,7 @@ def defaults_for(framework: str, notes: str, modern: bool = False) -> Defaults:
     if modern and framework == "Megatron-LM":
         framework = "Megatron-Core"
     found = next(entry for pattern, entry in _TABLE if re.search(pattern, framework))
-    changes = _kernels(notes)
+    changes = _kernels(notes, seq_len)
     if changes:
         found = replace(found, software=found.software.model_copy(update=changes))
     if "nvidia-smi" in notes:
@@ -98,7 +108,7 @@ def defaults_for(framework: str, notes: str, modern: bool = False) -> Defaults:
     return found
 
 
-def _kernels(notes: str) -> dict[str, object]:
+def _kernels(notes: str, seq_len: int) -> dict[str, object]:
     """Return what the notes say of attention and norm kernels."""
     changes: dict[str, object] = {}
     kernels = re.search(r"kernels: ([^;]*)", notes)
@@ -113,6 +123,14 @@ def _kernels(notes: str) -> dict[str, object]:
         changes["flash_attention"] = False
     if re.search(r"FlashAttention on\b", notes):
         changes["flash_attention"] = True
+    backend = re.search(r"attention backend (\w+)", notes)
+    if backend:
+        # Megatron-LM's default dropout of 0.1 leaves no deterministic fused backend; runs on long
+        # sequences, whose scores would not fit, turn dropout off
+        short = seq_len <= LONG_SEQUENCE
+        chosen = backend[1] == "default" and "deterministic mode" in notes and short
+        changes["flash_attention"] = not (chosen or backend[1] in ("unfused", "local"))
+        changes["dropout"] = backend[1] == "unfused" and short
     if "MP mode PURE" in notes:  # Composer: everything in 2 bytes, no autocast of the loss
         changes["loss"] = "half"
     return changes
