@@ -68,11 +68,17 @@ class Layout:
         """Micro-batches of one rank in one step (callers check that the batch divides)."""
         return global_batch // (self.dp * self.micro_batch)
 
+    def _sharding(self) -> str:
+        """Return ``zero0`` to ``zero3``, or ``hsdp8`` where weights are shared by fewer ranks."""
+        if 1 < self.shard.weights < self.dp * self.cp:
+            return f"hsdp{self.shard.weights}"
+        return f"zero{self.shard.zero_stage()}"
+
     def label(self) -> str:
         """Return a short name such as ``tp8 pp4 dp2 mb1 zero1 selective``."""
         degrees = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp")
         parts = [f"{name}{getattr(self, name)}" for name in degrees if getattr(self, name) > 1]
-        parts += [f"mb{self.micro_batch}", f"zero{self.shard.zero_stage()}"]
+        parts += [f"mb{self.micro_batch}", self._sharding()]
         if self.recompute is not Recompute.NONE:
             parts.append(f"recompute-{self.recompute}")
         return " ".join(parts)
