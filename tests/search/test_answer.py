@@ -339,7 +339,8 @@ def test_the_factor_is_how_much_more_it_takes(question: Question) -> None:
 
 @refused
 def test_more_of_the_same_machines_come_first_and_the_rest_in_order(question: Question) -> None:
-    own, others = [], []
+    own: list[Change] = []
+    others: list[Change] = []
     for change in no(question).changes:
         more = NODES.fullmatch(change.text)
         (own if more and not more[3] else others).append(change)
