@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.layout.layout import Recompute
-from planner.memory.activations import head_bytes, layer_bytes
+from planner.memory.activations import attention_bytes, layer_bytes
 from planner.model.operations import Shape
 from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
@@ -174,11 +174,22 @@ def test_regathering_keeps_only_the_shard() -> None:
 
 
 @quick
-@given(degrees, degrees)
-def test_logits_are_split_like_their_tokens_and_words(tp: int, cp: int) -> None:
-    shape = Shape(2, 8192, tp=tp, cp=cp)
-    tokens, words = 2 * 8192 / cp, 32768 / tp
-    spec = small(vocab=32768)
+@given(st.sampled_from(STACKS), degrees, st.booleans())
+def test_the_attention_block_is_a_part_of_its_layer(
+    stack: SoftwareSpec, tp: int, moe_layer: bool
+) -> None:
+    shape = Shape(1, 4096, tp=tp)
 
-    assert head_bytes(spec, shape, MEGATRON_CORE) == tokens * (4 * words + 4 * 2048)
-    assert head_bytes(spec, shape, MEGATRON_2022) == tokens * (10 * words + 4 * 2048)
+    part = attention_bytes(small_moe(), shape, stack, NONE)
+
+    assert 0 < part < kept(small_moe(), shape, NONE, stack, moe_layer)
+
+
+@pytest.mark.parametrize(("cp", "copies"), [(1, 0), (4, 2)])
+def test_exchanging_heads_keeps_the_output_twice_more(cp: int, copies: int) -> None:
+    shape = Shape(1, 8192, cp=cp)
+    ring, exchange = MEGATRON_CORE, software(context_exchange="all_to_all")
+
+    extra = kept(small(), shape, stack=exchange) - kept(small(), shape, stack=ring)
+
+    assert extra == copies * 8192 / cp * 2048

@@ -9,20 +9,25 @@ from hypothesis import strategies as st
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.local import stage_local
 from planner.layout.stages import Split, StageLayers, rank_layers
-from planner.memory.activations import head_bytes, layer_bytes
+from planner.memory.activations import layer_bytes
 from planner.memory.estimate import (
     CONTEXT_BYTES,
     FRAGMENTATION,
     RankMemory,
     allocated_limit,
     job_shape,
+    moments,
     outside_bytes,
     peak_memory,
     rank_memory,
-    transient_bytes,
 )
 from planner.memory.states import state_bytes
-from planner.model.operations import Shape
+from planner.memory.working import (
+    buffer_bytes,
+    gathered_bytes,
+    layer_working_bytes,
+    loss_working_bytes,
+)
 from planner.schedule.orders import in_flight, order
 from planner.simulate.step import schedule_name
 from planner.spec.model import ModelSpec
@@ -36,17 +41,24 @@ from tests.properties.strategies import (
     quick,
     small,
     small_moe,
+    software,
 )
 
 JOB = job(32, 4096)
+SMALL = small()
+
+
+def memory_of(allocated: float, outside: float = 0.0) -> RankMemory:
+    return RankMemory(allocated, 0, 0, 0, 0, 0, outside, "loss")
 
 
 def test_components_add_up() -> None:
-    memory = RankMemory(1, 2, 4, 8, 16, 32)
+    memory = RankMemory(1, 2, 4, 8, 16, 32, 64, "loss")
 
-    assert memory.allocated == 31
-    assert memory.reserved == pytest.approx(31 * (1 + FRAGMENTATION))
-    assert memory.device == pytest.approx(memory.reserved + 32)
+    assert memory.states == 7
+    assert memory.allocated == 63
+    assert memory.reserved == pytest.approx(63 * (1 + FRAGMENTATION))
+    assert memory.device == pytest.approx(memory.reserved + 64)
 
 
 @quick
@@ -55,7 +67,7 @@ def test_the_limit_of_torch_is_that_of_the_driver(layout: Layout, gib: int) -> N
     device = gib * 2.0**30
     allocated = allocated_limit(device, layout)
 
-    assert RankMemory(allocated, 0, 0, 0, 0, outside_bytes(layout)).device == pytest.approx(device)
+    assert memory_of(allocated, outside_bytes(layout)).device == pytest.approx(device)
 
 
 def test_every_kind_of_group_has_a_communicator() -> None:
@@ -77,7 +89,7 @@ def test_states_and_activations_are_those_of_their_own_modules(layout: Layout) -
         memory = rank_memory(spec, JOB, layout, rank)
         assert (memory.weights, memory.gradients) == (states.weights, states.gradients)
         assert memory.optimizer == states.optimizer
-        assert min(memory.activations, memory.transient) > 0
+        assert min(memory.activations, memory.working, memory.buffers) > 0
 
 
 @quick
@@ -154,39 +166,72 @@ def test_larger_micro_batches_need_more(layout: Layout, factor: int) -> None:
     assert sizes[1] >= sizes[0]
 
 
-def transient(
-    spec: ModelSpec, shape: Shape, recompute: Recompute, stage: StageLayers, gathers: bool = False
-) -> float:
-    return transient_bytes(spec, shape, MEGATRON_CORE, recompute, stage, gathers)
+def working(layout: Layout, stage: StageLayers, spec: ModelSpec = SMALL) -> dict[str, float]:
+    return moments(spec, JOB, layout, stage)
 
 
-def test_a_recomputed_layer_lives_for_a_moment() -> None:
-    shape = Shape(1, 4096)
-    layer = layer_bytes(small(), shape, MEGATRON_CORE, Recompute.NONE, False)
-
-    assert transient(small(), shape, Recompute.FULL, StageLayers(4, 0)) == layer
-    assert transient(small(), shape, Recompute.NONE, StageLayers(3, 0, dense_recomputed=1)) == layer
-    assert transient(small(), shape, Recompute.NONE, StageLayers(4, 0)) < layer
-
-
-def test_logits_live_on_the_last_stage() -> None:
-    shape, spec = Shape(4, 4096), small(vocab=131072)
-    ends = (StageLayers(4, 0, head=True), StageLayers(4, 0))
-
-    last, middle = (transient(spec, shape, Recompute.NONE, stage) for stage in ends)
-
-    assert last == head_bytes(spec, shape, MEGATRON_CORE) > middle
+LAYER, AGAIN, LOSS = "backward of a layer", "backward of a recomputed layer", "loss"
+# layout, stage, moments at which it may be fullest
+MOMENTS = [
+    (Layout(), StageLayers(4, 0), {LAYER}),
+    (Layout(), StageLayers(4, 0, head=True), {LAYER, LOSS}),
+    (Layout(), StageLayers(3, 0, dense_recomputed=1), {LAYER, AGAIN}),
+    (Layout(recompute=Recompute.FULL), StageLayers(4, 0, head=True), {LAYER, AGAIN, LOSS}),
+]
 
 
-def test_gathered_weights_live_layer_by_layer() -> None:
-    """Two layers in 2 bytes, and one gradient."""
-    stage = StageLayers(16, 0)
-    parameters = stage_local(small(), StageLayers(1, 0), 1, 1, 1).total
+@pytest.mark.parametrize(("layout", "stage", "expected"), MOMENTS, ids=lambda it: str(it)[:40])
+def test_moments(layout: Layout, stage: StageLayers, expected: set[str]) -> None:
+    assert set(working(layout, stage)) == expected
 
-    gathers, keeps = (transient(small(), Shape(1, 128), Recompute.NONE, stage, it)
-                      for it in (True, False))  # fmt: skip
 
-    assert gathers - keeps == pytest.approx((2 * 2 + 4) * parameters)
+@quick
+@given(layouts_of("small-moe", "dgx-h100", 4), st.booleans(), st.booleans())
+def test_working_bytes_are_those_of_their_moments(
+    layout: Layout, moe_layer: bool, head: bool
+) -> None:
+    spec, shape = small_moe(), job_shape(JOB, layout)
+    stage = StageLayers(0, 0, False, head, int(not moe_layer), int(moe_layer))
+    gathered = gathered_bytes(spec, shape, MEGATRON_CORE, layout, moe_layer)
+
+    found = working(layout, stage, spec)
+
+    layer = layer_working_bytes(spec, shape, MEGATRON_CORE, moe_layer) + gathered
+    whole = layer_bytes(spec, shape, MEGATRON_CORE, Recompute.NONE, moe_layer)
+    assert found[LAYER] == layer
+    assert found[AGAIN] == layer + whole
+    loss = loss_working_bytes(spec, shape, MEGATRON_CORE) + gathered
+    assert found.get(LOSS, loss) == loss
+
+
+@quick
+@given(layouts_of("small", "dgx-h100", 2))
+def test_the_peak_is_at_the_moment_it_names(layout: Layout) -> None:
+    for rank in {0, layout.pp - 1}:
+        memory = rank_memory(small(), JOB, layout, rank)
+        by_moment = working(layout, rank_layers(small(), layout.pp, layout.vpp, rank))
+        assert memory.working == max(by_moment.values()) == by_moment[memory.moment]
+
+
+def test_the_optimizer_step_comes_when_activations_are_gone() -> None:
+    """Half-precision training with flattened gradients: 2 bytes of each parameter for a moment."""
+    stack = software(MEGATRON_2022, optimizer_temporary_bytes=200.0)
+    parameters = stage_local(small(), rank_layers(small(), 1, 1, 0), 1, 1, 1, stack).total
+
+    memory = rank_memory(small(), job(1, software=stack), Layout(), 0)
+
+    assert (memory.moment, memory.activations) == ("optimizer step", 0)
+    assert memory.working == 200 * parameters
+    sharded = rank_memory(small(), job(1, software=stack), layout_with(1, dp=8), 0)
+    assert sharded.working == pytest.approx(25 * parameters)
+
+
+def test_buffers_stay_beside_everything() -> None:
+    layout = Layout(tp=4, sequence_parallel=True)
+
+    memory = rank_memory(small(), JOB, layout, 0)
+
+    assert memory.buffers == buffer_bytes(small(), job_shape(JOB, layout), MEGATRON_CORE, False)
 
 
 def test_sharding_everything_needs_the_least() -> None:

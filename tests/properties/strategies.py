@@ -18,7 +18,6 @@ from planner.spec.model import ModelSpec, MoESpec
 from planner.spec.software import MEGATRON_CORE
 
 quick = settings(deadline=None, max_examples=60)
-some = settings(deadline=None, max_examples=25)
 
 
 def gpt(layers: int, hidden: int, heads: int, **changes: Any) -> ModelSpec:
@@ -95,9 +94,8 @@ def prices(model_name: str, cluster_name: str, nodes: int, batch: int = 32) -> P
 def legal_layouts(
     model_name: str, cluster_name: str, nodes: int, batch: int = 32
 ) -> tuple[Layout, ...]:
-    """Return every legal layout, with and without full recompute."""
-    found = layouts(model(model_name), cluster(cluster_name, nodes), job(batch))
-    return tuple(found)
+    """Return every legal layout."""
+    return tuple(layouts(model(model_name), cluster(cluster_name, nodes), job(batch)))
 
 
 def layouts_of(model_name: str, cluster_name: str, nodes: int) -> st.SearchStrategy[Layout]:
