@@ -224,7 +224,7 @@ def test_one_rank_talks_to_nobody() -> None:
     assert not [op for op in (*alone, *ends) if isinstance(op, Collective)]
 
 
-# papers.md 2.4: each of four passes sends T k h w (e - 1) / e; with etp the rows are gathered
+# MoE Parallel Folding, section 3.3: T k h rows to and fro; with etp the rows are gathered
 @pytest.mark.parametrize(("ep", "etp"), [(1, 1), (8, 1), (4, 2), (1, 4)])
 def test_exchange_of_tokens(ep: int, etp: int) -> None:
     spec = small_moe()

@@ -147,5 +147,5 @@ def test_table_4_one_layer(
 
     cost = prices.layer(layout, False)
 
-    assert 1e3 * cost.forward.total == pytest.approx(forward_ms, rel=0.15)
-    assert 1e3 * cost.backward.total == pytest.approx(backward_ms, rel=0.15)
+    assert 1e3 * cost.forward.total == pytest.approx(forward_ms, rel=0.04)
+    assert 1e3 * cost.backward.total == pytest.approx(backward_ms, rel=0.04)
