@@ -19,9 +19,10 @@ from planner.simulate.step import StepEstimate, estimate_step
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.units import GB
-from tests.properties.strategies import cluster, job, model, some
+from tests.properties.strategies import cluster, job, model
 
 few = settings(deadline=None, max_examples=15)
+some = settings(deadline=None, max_examples=25)
 
 
 class Question(NamedTuple):
