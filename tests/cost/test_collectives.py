@@ -218,6 +218,20 @@ def test_crossing_a_node_is_never_cheaper_for_short_messages(name: str) -> None:
             assert collective_s(kind, 1024, group, machine) > staying
 
 
+def test_a_ring_over_single_ranks_runs_at_the_rate_of_a_send() -> None:
+    """One rank of each node: one NIC each, 0.6 of its line rate; eight such rings beside it."""
+    machine = cluster("dgx-h100", 8)
+
+    alone, rails = (
+        bus_factor("all_gather", group.ranks) * 2**36
+        / collective_s("all_gather", 2**36, group, machine)
+        for group in (Group(8, 1, 8), Group(16, 2, 8))
+    )  # fmt: skip
+
+    assert alone == pytest.approx(0.6 * 50e9, rel=0.01)
+    assert rails == pytest.approx(0.92 * 2 * 50e9, rel=0.01)
+
+
 # cluster, collective, nodes, MiB, microseconds of nccl-tests
 MIDDLE = [
     ("dgx-h100", "all_reduce", 2, 64, 477.2),

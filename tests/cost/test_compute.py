@@ -173,6 +173,16 @@ def test_attention_reaches_what_was_measured(
     assert 2 * 2 * heads * seq**2 * 128 / seconds == pytest.approx(rate, rel=within)
 
 
+# B200, 4096 tokens: few heads do not fill the SMs (ai-dynamo/aiconfigurator, TensorRT-LLM)
+@pytest.mark.parametrize(("heads", "rate"), [(32, 682e12), (16, 548e12), (8, 450e12)])
+def test_few_heads_lose_efficiency(heads: int, rate: float) -> None:
+    operation = Attention("attention", 1, heads, 4096, 4096, 128)
+
+    seconds = attention_s(operation, load_gpu("B200-SXM-180GB"))
+
+    assert 2 * heads * 4096**2 * 128 / seconds == pytest.approx(rate, rel=0.2)
+
+
 def test_the_nearest_head_dimension_is_used() -> None:
     gpu = load_gpu("H100-SXM-80GB")
     times = {d: attention_s(Attention("it", 1, 16, 4096, 4096, d), gpu) / d for d in (96, 128, 192)}
