@@ -83,7 +83,10 @@ class SearchRecord(BaseModel):
     layouts: int
     fitting: int
     simulated: int
-    gap: float = Field(description="Proved distance to the optimum of the model, as a fraction.")
+    gap: float = Field(
+        description="Proved distance to the fastest fitting layout with equal stages, as a "
+        "fraction; unequal stages are tried on the best layouts only."
+    )
     seconds: float
 
 

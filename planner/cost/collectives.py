@@ -11,10 +11,13 @@ from planner.spec.cluster import ClusterSpec, ScaleOutSpec
 from planner.spec.gpu import CollectiveCurve, bus_factor
 
 # NCCL's own constants for a hop inside a node and for a kernel start, in seconds
-# (nccl src/graph/tuning.cc: 0.6 us NVLink hop in LL, 6.6 us base; sizes of hardware tables 2.2).
+# (src/graph/tuning.cc: 0.6 us NVLink hop in LL, 6.6 us base).
 HOP_S = 0.6e-6
 START_S = 6.8e-6
-TREE_SHARE = 0.5  # of the ring's bandwidth near 1 MiB (NCCL tuning table: 0.4-0.5)
+# What an all-reduce over several nodes takes beyond latency and bandwidth, seconds per square root
+# of a bus byte: fit to 46 points of nccl-tests (H100, H200, B200, A100; 2 to 8 nodes), median
+# residual 11 %.
+TREE_S_PER_SQRT_BYTE = 3.3e-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +67,20 @@ def _net_per_gpu(cluster: ClusterSpec, net: ScaleOutSpec) -> float:
     return net.nics_per_node * net.nic_bytes_per_s / cluster.gpus_per_node
 
 
-def _across_latency(kind: str, group: Group, net: ScaleOutSpec) -> float:
-    """Small-message seconds: tree for all-reduce, a ring of ``n - 1`` steps otherwise."""
+def _across_latency(kind: str, group: Group, cluster: ClusterSpec, net: ScaleOutSpec) -> float:
+    """Small-message seconds: tree for all-reduce, a ring of ``n - 1`` steps otherwise.
+
+    Hops inside a domain take what they take there without a network.
+    """
+    inside = 0.0
+    if group.inside > 1:
+        measured = inside_s(kind, 0.0, group.inside, cluster) - START_S
+        inside = max(measured, (group.inside - 1) * HOP_S)
     if kind == "all_reduce":
-        hops = (group.inside - 1) * HOP_S + ceil(log2(group.domains)) * net.latency_s
-        return START_S + 2 * hops
+        return START_S + inside + 2 * ceil(log2(group.domains)) * net.latency_s
     if kind == "all_to_all":
-        return START_S + group.inside * HOP_S + net.latency_s + (group.ranks - 1) * 0.5e-6
-    steps = (group.ranks - group.domains) * HOP_S + (group.domains - 1) * net.latency_s
-    return START_S + steps
+        return START_S + inside + net.latency_s + (group.ranks - 1) * 0.5e-6
+    return START_S + group.domains * inside + (group.domains - 1) * net.latency_s
 
 
 def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec) -> float:
@@ -83,7 +91,7 @@ def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec) -> f
     inside = message_bytes * (g - 1) / n
     outside_s = leaving / (net.all_to_all_efficiency * _net_per_gpu(cluster, net))
     inside_seconds = inside_s("all_to_all", inside, g, cluster) if g > 1 else 0.0
-    return _across_latency("all_to_all", group, net) + max(inside_seconds, outside_s)
+    return _across_latency("all_to_all", group, cluster, net) + max(inside_seconds, outside_s)
 
 
 def _across_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpec) -> float:
@@ -110,10 +118,11 @@ def _across_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpe
         curve = _inside_curve(kind, g, cluster)
         bound = max(bound, bus_bytes / curve.bytes_per_s)
     steps = (2 if kind == "all_reduce" else 1) * (n - 1)
-    ring = bound + steps * net.ring_step_s
+    latency = _across_latency(kind, group, cluster, net)
     if kind == "all_reduce":  # short messages take a tree: few hops, less of the bandwidth
-        return min(ring, bound / TREE_SHARE) + _across_latency(kind, group, net)
-    return ring + _across_latency(kind, group, net)
+        tree = TREE_S_PER_SQRT_BYTE * sqrt(bus_bytes)
+        return latency + bound + min(steps * net.ring_step_s, tree)
+    return bound + max(latency, START_S + steps * net.ring_step_s)
 
 
 def collective_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpec) -> float:

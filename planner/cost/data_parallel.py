@@ -5,7 +5,7 @@ from math import ceil
 
 from planner.cost.collectives import Group, collective_s
 from planner.layout.layout import Layout
-from planner.layout.local import LocalParameters
+from planner.layout.local import LocalParameters, sharded_parameters
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import SoftwareSpec
 
@@ -90,8 +90,7 @@ def optimizer_s(
     """Seconds of clipping and Adam on this rank's share of the optimizer state."""
     shard, edp = layout.shard, max(1, layout.edp)
     gradients = local.dense / shard.gradients + local.expert / min(shard.gradients, edp)
-    states = local.dense / shard.optimizer + local.expert / min(shard.optimizer, edp)
-    moved = ADAM_BYTES * states
+    moved = ADAM_BYTES * sharded_parameters(local, layout)
     moved += CLIP_BYTES_PER_GRADIENT_BYTE * software.gradient_bytes * gradients
     gpu = cluster.gpu
     return moved / (gpu.memory_bound_fraction * gpu.hbm_bytes_per_s)

@@ -61,7 +61,7 @@ class PassCost(NamedTuple):
 
     forward: Seconds
     backward: Seconds
-    recompute_s: float = 0.0  # of the backward pass, seconds spent computing again
+    recompute: Seconds = Seconds()  # of the backward pass: what is spent on passing forward again
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Prices:
             again = forward
         elif recompute is Recompute.SELECTIVE:
             again = self._pass(_selected(operations, core, software), groups, stalled)
-        return PassCost(forward, self._pass(reverse, groups, stalled).plus(again), again.total)
+        return PassCost(forward, self._pass(reverse, groups, stalled).plus(again), again)
 
     def _pass(
         self, operations: Iterable[Operation], groups: dict[str, Group], stalled_step_s: float

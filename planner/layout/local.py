@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from planner.layout.layout import Recompute
+from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import StageLayers
 from planner.model.parameters import final_norm_parameters, layer_parameters
 from planner.spec.job import SoftwareSpec
@@ -71,3 +71,9 @@ def stage_local(
         copied = positions if own and software.tied_stage_keeps_positions else 0
         local = local.plus(LocalParameters(final_norm_parameters(model) + own * table + copied))
     return local
+
+
+def sharded_parameters(local: LocalParameters, layout: Layout) -> float:
+    """Return the parameters whose optimizer state this rank holds."""
+    shard = layout.shard.optimizer
+    return local.dense / shard + local.expert / min(shard, max(1, layout.edp))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from planner.layout.layout import Layout, Recompute
-from planner.layout.local import stage_local
+from planner.layout.local import sharded_parameters, stage_local
 from planner.layout.stages import Split, StageLayers, rank_layers
 from planner.memory.activations import layer_bytes
 from planner.memory.states import state_bytes
@@ -128,7 +128,7 @@ def rank_memory(
     by_moment = moments(model, job, layout, mine)
     moment = max(by_moment, key=by_moment.__getitem__)
     working = by_moment[moment]
-    stepping = step_working_bytes(local.total / max(1, layout.shard.optimizer), software)
+    stepping = step_working_bytes(sharded_parameters(local, layout), software)
     if stepping > kept + working:
         kept, working, moment = 0.0, stepping, "optimizer step"
     return RankMemory(
@@ -146,8 +146,12 @@ def rank_memory(
 def peak_memory(
     model: ModelSpec, job: JobSpec, layout: Layout, split: Split | None = None
 ) -> RankMemory:
-    """Return the memory of the fullest pipeline rank."""
-    ranks = range(layout.pp) if layout.pp <= 4 else (0, 1, layout.pp - 1)
+    """Return the memory of the fullest pipeline rank.
+
+    Of equal stages that is the first, the second or the last (property test); of others, any.
+    """
+    few = split is None and layout.pp > 4
+    ranks = (0, 1, layout.pp - 1) if few else range(layout.pp)
     return max(
         (rank_memory(model, job, layout, rank, split) for rank in ranks),
         key=lambda memory: memory.device,

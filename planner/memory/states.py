@@ -9,7 +9,7 @@ are replicated ``edp`` times, so only that group shares theirs (MoE Parallel Fol
 from dataclasses import dataclass
 
 from planner.layout.layout import Layout
-from planner.layout.local import LocalParameters
+from planner.layout.local import LocalParameters, sharded_parameters
 from planner.spec.job import SoftwareSpec
 
 WEIGHT_BYTES = 2
@@ -44,5 +44,5 @@ def state_bytes(local: LocalParameters, layout: Layout, software: SoftwareSpec) 
     return StateBytes(
         WEIGHT_BYTES * divided(1 if whole else shard.weights),
         software.gradient_bytes * divided(1 if whole else shard.gradients),
-        software.optimizer_bytes * divided(shard.optimizer),
+        software.optimizer_bytes * sharded_parameters(local, layout),
     )

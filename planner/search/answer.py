@@ -14,7 +14,7 @@ from planner.plan import (
     SearchRecord,
     StageRecord,
 )
-from planner.search.families import lost_families
+from planner.search.families import family_bests, lost_families
 from planner.search.recommend import Options, Search, search
 from planner.search.stages import improved
 from planner.search.targets import Target
@@ -65,12 +65,12 @@ def recommend(
     if not found.best:
         return _no_fit(model, cluster, job, target, options, found)
     prices = Prices(model, cluster, job)
-    steps = [
-        improved(prices, step, found.limit_bytes, target, ILP_SECONDS)[0] for step in found.best
-    ]
+    bests = family_bests(prices, found, target, options)
+    candidates = {step.layout: step for step in (*found.best, *bests.values())}  # budget cut short
+    chosen = sorted(candidates.values(), key=lambda step: step.step_time_s)[: options.keep]
+    steps = [improved(prices, step, found.limit_bytes, target, ILP_SECONDS)[0] for step in chosen]
     steps.sort(key=lambda step: step.step_time_s)
-    lost = lost_families(prices, found, steps[0], target, options)
-    return build_plan(prices, steps, found, lost)
+    return build_plan(prices, steps, found, lost_families(prices, found, steps[0], bests))
 
 
 def build_plan(

@@ -1,13 +1,20 @@
-"""A lower bound on the step time of every layout, by arrays.
+"""A lower bound on the step time of every layout, by arrays, however its layers are split.
 
-Any schedule keeps three things: each rank computes all its micro-batches; before the last rank can
-begin, the first micro-batch has passed all earlier ranks; after its last backward pass, the
-gradient passes them again. The slowest rank is at least the average one. So the step is at least
+``work`` is the seconds of all layers, embedding and head for one micro-batch, ``m`` the
+micro-batches, ``p`` the stages. Any schedule keeps three things: each rank computes all its
+micro-batches; before a rank can begin, the first micro-batch has passed all earlier ranks; after
+its last backward pass, the gradient passes them again. With one chunk per rank that says, for
+every rank ``i``,
 
-    m * work / p + (p - 1) * (least chunk forward + backward)
+    time >= m * work_i + sum of work_j over j < i
 
-with ``work`` the seconds of all layers, embedding and head for one micro-batch. Transfers, gradient
-reduction and the optimizer only add to it (property test: never above the simulated time).
+and the split that makes the largest of these least has ``work / (1 - (1 - 1/m)**p)``. With more
+chunks a pass through the earlier ranks may be as short as one layer on each:
+
+    time >= m * work / p + (p - 1) * (least layer forward + backward)
+
+Transfers, gradient reduction and the optimizer only add to it (property test: never above the
+simulated time, for any split).
 """
 
 import numpy as np
@@ -15,7 +22,6 @@ from numpy.typing import NDArray
 
 from planner.cost.layer import PassCost, Prices
 from planner.layout.layout import Layout
-from planner.layout.stages import split_layers
 
 FloatArray = NDArray[np.float64]
 
@@ -36,13 +42,14 @@ def lower_bounds_s(prices: Prices, layouts: list[Layout]) -> FloatArray:
                 _seconds(prices.embedding(layout)) + _seconds(prices.head(layout)),
                 layout.micro_batches(job.global_batch),
                 layout.pp,
-                min(split_layers(model.layers, layout.pp * layout.vpp)),
+                layout.vpp,
             )
             for layout in layouts
         ]
     ).reshape(len(layouts), 6)
-    dense, moe, ends, micro_batches, stages, least_layers = columns.T
+    dense, moe, ends, micro_batches, stages, chunks = columns.T
     work = (model.layers - moe_layers) * dense + moe_layers * moe + ends
+    plain = work / (1 - (1 - 1 / micro_batches) ** stages)
     least = np.minimum(dense, moe) if 0 < moe_layers < model.layers else dense + moe
-    fill = (stages - 1) * least_layers * least
-    return np.asarray(micro_batches * work / stages + fill)
+    interleaved = micro_batches * work / stages + (stages - 1) * least
+    return np.asarray(np.where(chunks == 1, plain, interleaved))

@@ -50,32 +50,39 @@ def _slower_because(loser: StepEstimate, winner: StepEstimate) -> str:
     return f"{percent:.0f}% slower: {format_s(worse[part])} more for {_CAUSES[part]}"
 
 
+def family_bests(
+    prices: Prices, found: Search, target: Target, options: Options
+) -> dict[str, StepEstimate]:
+    """Return the fastest fitting layout of every family; all of them share one budget."""
+    fitting: dict[str, list[Layout]] = {}
+    for layout in found.fitting:
+        fitting.setdefault(family(layout, prices.cluster), []).append(layout)
+    bests, steps = {}, dict(found.steps)
+    share = options.budget_s / max(1, len(fitting))
+    for kind, members in fitting.items():
+        best, _ = best_first(prices, members, found.limit_bytes, target, 1, share, steps)
+        if best:
+            bests[kind] = best[0]
+    return bests
+
+
 def lost_families(
-    prices: Prices, found: Search, winner: StepEstimate, target: Target, options: Options
+    prices: Prices, found: Search, winner: StepEstimate, bests: dict[str, StepEstimate]
 ) -> list[CandidateRecord]:
     """Return the best layout of every other family with the reason it lost, fastest first."""
     cluster = prices.cluster
-    fitting: dict[str, list[Layout]] = {}
-    for layout in found.fitting:
-        fitting.setdefault(family(layout, cluster), []).append(layout)
-    records = []
-    steps = dict(found.steps)
     own = family(winner.layout, cluster)
-    for kind, members in fitting.items():
-        if kind == own:
-            continue
-        best, _ = best_first(prices, members, found.limit_bytes, target, 1, options.budget_s, steps)
-        if best:
-            records.append(
-                CandidateRecord(
-                    label=kind,
-                    step_time_s=best[0].step_time_s,
-                    memory_bytes=best[0].memory.device,
-                    reason=f"{best[0].layout.label()}: {_slower_because(best[0], winner)}",
-                )
-            )
-    records.sort(key=lambda record: record.step_time_s or 0.0)
-    return records + _too_large(found, cluster, {own, *fitting})
+    records = [
+        CandidateRecord(
+            label=kind,
+            step_time_s=best.step_time_s,
+            memory_bytes=best.memory.device,
+            reason=f"{best.layout.label()}: {_slower_because(best, winner)}",
+        )
+        for kind, best in sorted(bests.items(), key=lambda item: item[1].step_time_s)
+        if kind != own
+    ]
+    return records + _too_large(found, cluster, {own, *bests})
 
 
 def _too_large(found: Search, cluster: ClusterSpec, known: set[str]) -> list[CandidateRecord]:

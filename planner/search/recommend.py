@@ -35,7 +35,8 @@ class Search:
 
     ``best`` is in rising step time, ``steps`` all that was simulated. ``needed_bytes`` is the
     least device memory of each of ``layouts``; ``least`` is the layout that needs the least, its
-    bytes in ``least_bytes``; ``gap`` is the proved distance of the first to the optimum.
+    bytes in ``least_bytes``; ``gap`` is the proved distance of the first to the optimum over all
+    fitting layouts with equal stages.
     """
 
     best: tuple[StepEstimate, ...]

@@ -22,7 +22,8 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
     """Return the prices of all layers and stages of ``layout`` under ``limit_bytes`` of device."""
     model, job = prices.model, prices.job
     kinds = [model.is_moe_layer(layer) for layer in range(model.layers)]
-    kept = replace(layout, recompute=Recompute.NONE)
+    other = Recompute.NONE if layout.recompute is Recompute.FULL else layout.recompute
+    kept = replace(layout, recompute=other)
     none = {moe: prices.layer(kept, moe) for moe in set(kinds)}
     full = {moe: prices.layer(kept, moe, Recompute.FULL) for moe in set(kinds)}
     shape, software = job_shape(job, layout), job.software
@@ -40,12 +41,15 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
     stages = stage_layers(model, layout.pp * layout.vpp)
     ends = [StageLayers(0, 0, stage.embedding, stage.head) for stage in stages]
     # the working bytes of the fullest moment, with a recomputed layer: the partition may need one
-    alone = StageLayers(0, 0, dense_recomputed=int(not kinds[-1]), moe_recomputed=int(kinds[-1]))
+    # once on each rank, with its last chunk
+    moe = any(kinds)
+    alone = StageLayers(0, 0, dense_recomputed=int(not moe), moe_recomputed=int(moe))
     extra = [
-        buffer_bytes(model, shape, software, kinds[-1])
+        buffer_bytes(model, shape, software, moe)
         + max(moments(model, job, layout, replace(alone, head=end.head)).values())
-        for end in ends
+        for end in ends[-layout.pp :]
     ]
+    extra = [0.0] * (len(ends) - layout.pp) + extra
     micro_batches = layout.micro_batches(job.global_batch)
     in_flight = kept_moments(order(schedule_name(layout), layout.pp, micro_batches, layout.vpp))
     return PartitionProblem(
@@ -54,8 +58,8 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
         micro_batches=micro_batches,
         forward_s=column({m: cost.forward.total for m, cost in none.items()}),
         backward_s=column({m: cost.backward.total for m, cost in none.items()}),
-        recompute_s=column({m: cost.recompute_s for m, cost in full.items()}),
-        kept_bytes=column(held(Recompute.NONE)),
+        recompute_s=column({m: cost.recompute.total for m, cost in full.items()}),
+        kept_bytes=column(held(other)),
         kept_recompute_bytes=column(held(Recompute.FULL)),
         static_bytes=column(static),
         stage_s=np.array([_end_s(prices, layout, end) for end in ends]),

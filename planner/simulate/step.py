@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.cost.collectives import Group, collective_s, send_recv_s
 from planner.cost.compute import half_precision_peak
@@ -18,6 +19,7 @@ from planner.model.flops import model_flops_per_token
 from planner.simulate.pipeline import pipeline_time
 from planner.spec.cluster import ClusterSpec
 
+FloatArray = NDArray[np.float64]
 LAYER_BUCKET = float("inf")  # fully sharded layers travel whole
 
 
@@ -37,11 +39,11 @@ class StepEstimate:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One (virtual) stage, one micro-batch. ``recompute_s`` is part of the backward pass."""
+    """One (virtual) stage, one micro-batch. ``recompute`` is part of the backward pass."""
 
     forward: Seconds
     backward: Seconds
-    recompute_s: float
+    recompute: Seconds
 
     @property
     def forward_s(self) -> float:
@@ -91,13 +93,13 @@ def _sharded_layer_s(
 
 def stage_cost(prices: Prices, layout: Layout, stage: StageLayers) -> StageCost:
     """Add up the layers of one stage."""
-    forward, backward, recompute = Seconds(), Seconds(), 0.0
+    forward, backward, recompute = Seconds(), Seconds(), Seconds()
     for count, moe_layer, kind in stage.kinds(layout.recompute):
         cost = prices.layer(layout, moe_layer, kind)
         more_forward, more_backward = _sharded_layer_s(cost, prices, layout, moe_layer)
         forward = forward.plus(cost.forward, count).plus(Seconds(dp=more_forward), count)
         backward = backward.plus(cost.backward, count).plus(Seconds(dp=more_backward), count)
-        recompute += count * cost.recompute_s
+        recompute = recompute.plus(cost.recompute, count)
     ends = ((stage.embedding, prices.embedding), (stage.head, prices.head))
     for present, price in ends:
         if present:
@@ -106,17 +108,14 @@ def stage_cost(prices: Prices, layout: Layout, stage: StageLayers) -> StageCost:
     return StageCost(forward, backward, recompute)
 
 
-def _hop_s(prices: Prices, layout: Layout) -> float:
-    """Seconds to hand one micro-batch to the next stage.
+def _hop_s(prices: Prices, layout: Layout, stride: int) -> float:
+    """Seconds to hand one micro-batch to the stage ``stride`` slots away.
 
     Sequence parallelism sends shards as they are; Megatron's scatter/gather sends a share from each
     tensor-parallel rank and gathers it inside the node (PTD-P, section 4.1).
     """
-    if layout.pp == 1:
-        return 0.0
     model, job, cluster = prices.model, prices.job, prices.cluster
     whole = 2 * layout.micro_batch * job.seq_len / layout.cp * model.hidden
-    stride = layout.tp * layout.cp * layout.dp
     if layout.sequence_parallel:
         return send_recv_s(whole / layout.tp, stride, cluster)
     if layout.tp == 1 or not job.software.scatter_gather_pipeline:
@@ -124,6 +123,20 @@ def _hop_s(prices: Prices, layout: Layout) -> float:
     group = Group.place(layout.tp, 1, cluster)
     gather = collective_s("all_gather", whole, group, cluster)
     return send_recv_s(whole / layout.tp, stride, cluster) + gather
+
+
+def _hops_s(prices: Prices, layout: Layout) -> FloatArray:
+    """Seconds of the hop behind each (virtual) stage but the last, ``[stages - 1]``.
+
+    A stage of fewer GPUs than a scale-up domain has neighbours inside it and beyond.
+    """
+    size, domain = layout.tp * layout.cp * layout.dp, prices.cluster.domain_gpus
+    hops = {crosses: _hop_s(prices, layout, domain if crosses else 1) for crosses in (False, True)}
+    slots = size * (np.arange(layout.pp * layout.vpp) % layout.pp)
+    first = slots // domain
+    last = (slots + size - 1) // domain
+    crosses = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
+    return np.where(crosses, hops[True], hops[False])
 
 
 def _gradient_tail_s(
@@ -171,7 +184,6 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     micro_batches = layout.micro_batches(job.global_batch)
     stages = stage_layers(model, layout.pp * layout.vpp, split)
     costs = [stage_cost(prices, layout, stage) for stage in stages]
-    hop = _hop_s(prices, layout)
     pipeline = pipeline_time(
         schedule_name(layout),
         layout.pp,
@@ -179,7 +191,7 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
         micro_batches,
         np.array([cost.forward_s for cost in costs]),
         np.array([cost.backward_s for cost in costs]),
-        np.full(max(0, len(costs) - 1), hop),
+        _hops_s(prices, layout),
         job.software.overlap_pipeline,
     )
     stall = slow_node_stall_s(job.software, layout, cluster, micro_batches)
@@ -234,10 +246,10 @@ def _attribute(
     recompute = 0.0
     for cost in costs:
         busy = busy.plus(cost.forward, micro_batches).plus(cost.backward, micro_batches)
-        recompute += micro_batches * cost.recompute_s
+        recompute += micro_batches * cost.recompute.compute
     parts = {
-        "compute": busy.compute - min(recompute, busy.compute),
-        "recompute": min(recompute, busy.compute),
+        "compute": busy.compute - recompute,
+        "recompute": recompute,
         "tensor_parallel": busy.tp,
         "context_parallel": busy.cp,
         "expert_parallel": busy.ep,

@@ -205,11 +205,9 @@ def test_small_message_over_four_nodes() -> None:
     )
 
 
-fixed_hops = pytest.mark.xfail(reason="0.6 us a hop, measured 1.0 to 1.3", strict=False)
-SLOWER = [pytest.param(name, marks=fixed_hops) for name in ("dgx-a100", "dgx-b200")]
-
-
-@pytest.mark.parametrize("name", ["dgx-h100", "hgx-h200", "aws-p5", "gcp-a3-mega", *SLOWER])
+@pytest.mark.parametrize(
+    "name", ["dgx-a100", "dgx-h100", "hgx-h200", "dgx-b200", "aws-p5", "gcp-a3-mega"]
+)
 def test_crossing_a_node_is_never_cheaper_for_short_messages(name: str) -> None:
     machine = cluster(name, 64)
     for kind in KINDS:
@@ -258,12 +256,11 @@ TREE = [
     ("dgx-b200", "all_reduce", 2, 4, 111.7),
     ("dgx-a100", "all_reduce", 2, 1, 85.6),
 ]
-optimistic = pytest.mark.xfail(reason="a tree is priced too fast at 1 to 4 MiB", strict=False)
 
 
 @pytest.mark.parametrize(
     ("machine", "kind", "nodes", "mib", "us"),
-    MIDDLE + [pytest.param(*case, marks=optimistic) for case in TREE],
+    MIDDLE + TREE,
 )
 def test_middle_messages(machine: str, kind: str, nodes: int, mib: int, us: float) -> None:
     group = Group.place(8 * nodes, 1, cluster(machine, nodes))

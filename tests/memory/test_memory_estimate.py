@@ -113,7 +113,6 @@ def test_no_rank_exceeds_the_peak_of_equal_stages(layout: Layout) -> None:
     assert max(ranks) == pytest.approx(peak)
 
 
-@pytest.mark.xfail(reason="of a long pipeline only ranks 0, 1 and the last are asked", strict=False)
 def test_no_rank_exceeds_the_peak_of_unequal_stages() -> None:
     layout = Layout(pp=8)
     split = Split((2,) * 8, (2, 2, 0, 0, 0, 2, 2, 2))
@@ -173,16 +172,16 @@ def working(layout: Layout, stage: StageLayers, spec: ModelSpec = SMALL) -> dict
 LAYER, AGAIN, LOSS = "backward of a layer", "backward of a recomputed layer", "loss"
 # layout, stage, moments at which it may be fullest
 MOMENTS = [
-    (Layout(), StageLayers(4, 0), {LAYER}),
-    (Layout(), StageLayers(4, 0, head=True), {LAYER, LOSS}),
-    (Layout(), StageLayers(3, 0, dense_recomputed=1), {LAYER, AGAIN}),
-    (Layout(recompute=Recompute.FULL), StageLayers(4, 0, head=True), {LAYER, AGAIN, LOSS}),
+    (Layout(), StageLayers(4, 0), [LAYER]),
+    (Layout(), StageLayers(4, 0, head=True), [LAYER, LOSS]),
+    (Layout(), StageLayers(3, 0, dense_recomputed=1), [LAYER, AGAIN]),
+    (Layout(recompute=Recompute.FULL), StageLayers(4, 0, head=True), [LAYER, AGAIN, LOSS]),
 ]
 
 
-@pytest.mark.parametrize(("layout", "stage", "expected"), MOMENTS, ids=lambda it: str(it)[:40])
-def test_moments(layout: Layout, stage: StageLayers, expected: set[str]) -> None:
-    assert set(working(layout, stage)) == expected
+@pytest.mark.parametrize(("layout", "stage", "expected"), MOMENTS)
+def test_moments(layout: Layout, stage: StageLayers, expected: list[str]) -> None:
+    assert list(working(layout, stage)) == expected
 
 
 @quick

@@ -309,7 +309,6 @@ def test_more_nodes_are_never_slower(question: Question, more: int) -> None:
     assert two < one
 
 
-@pytest.mark.xfail(reason="peak_memory looks at the first two ranks and the last one only")
 def test_memory_of_an_answer_is_that_of_its_fullest_rank() -> None:
     question = Question("llama-2-7b", "l40s-pcie", 2, 64, 4096, "torch")
 

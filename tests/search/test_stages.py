@@ -113,7 +113,6 @@ def test_bytes_of_a_rank_are_no_less_than_the_memory_model_says(
     assert found == pytest.approx(expected, rel=0.15)
 
 
-@pytest.mark.xfail(reason="each chunk counts the working bytes of its rank once more")
 def test_chunks_of_a_rank_share_its_working_bytes() -> None:
     prices = prices_of("llama-3-8b", "dgx-h100", 1, 64)
     layout = layout_with(1, pp=4, tp=2, vpp=4)

@@ -237,9 +237,6 @@ def test_every_cause_has_its_part(layout: Layout, part: str) -> None:
     assert step.parts_s[part] > 1e-3 * step.step_time_s
 
 
-@pytest.mark.xfail(
-    reason="the communication of the recomputed pass is taken off compute", strict=False
-)
 def test_recompute_leaves_compute_as_it_was() -> None:
     layout = Layout(tp=8, dp=2, sequence_parallel=True)
     none, full = (
@@ -311,7 +308,6 @@ def test_shares_of_a_hop_travel_faster_than_the_whole() -> None:
     assert shares < whole
 
 
-@pytest.mark.xfail(reason="every hop is priced as the one between ranks 0 and 1", strict=False)
 def test_some_hops_of_short_stages_leave_the_node() -> None:
     """Stages of four GPUs: every second hop crosses, a node of sixteen would have none."""
     layout = Layout(tp=4, pp=4, sequence_parallel=True)
