@@ -4,6 +4,7 @@ import csv
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,8 +14,9 @@ from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.stages import Split, balance_layers
 from planner.model.parameters import layer_parameters
 from planner.spec.cluster import ClusterSpec
+from planner.spec.gpu import GpuSpec
 from planner.spec.job import JobSpec
-from planner.spec.model import ModelSpec, MoESpec
+from planner.spec.model import MLASpec, ModelSpec, MoESpec
 from planner.validate.frameworks import Defaults, defaults_for
 from planner.validate.machines import machine
 
@@ -35,7 +37,6 @@ class Case:
     job: JobSpec
     layout: Layout
     memory_kind: str
-    schedule: str
     split: Split | None
     assumed: tuple[str, ...]
 
@@ -76,18 +77,27 @@ class _Cells:
         self.row = row
         self.assumed: list[str] = []
 
-    def need(self, column: str) -> int:
-        value = number(self.row, column)
-        if not value:
-            raise Skip(f"{column} is not stated")
-        return round(value)
-
-    def integer(self, column: str, default: int) -> int:
+    def need(self, column: str, least: int = 1) -> int:
+        """Return a whole number; Skip where the cell has none."""
         value = number(self.row, column)
         if value is None:
+            raise Skip(f"{column} is not stated")
+        if not isfinite(value) or value != round(value) or value < least:
+            raise Skip(f"{column}={self.row[column]} is no whole number from {least} up")
+        return round(value)
+
+    def integer(self, column: str, default: int, least: int = 1) -> int:
+        """Return a whole number; ``default``, remembered, where the cell has none."""
+        if number(self.row, column) is None:
             self.assumed.append(f"{column}={default}")
             return default
-        return round(value)
+        return self.need(column, least)
+
+    def text(self, column: str, default: str) -> str:
+        """Return a cell; ``default``, remembered, where it is empty."""
+        if not self.row.get(column):
+            self.assumed.append(f"{column}={default}")
+        return self.row.get(column) or default
 
     def flag(self, column: str, default: bool) -> bool:
         text = self.row.get(column, "")
@@ -98,12 +108,23 @@ class _Cells:
 
 
 Fields = tuple[tuple[str, str | int | bool], ...]
+# Rows say that attention is latent, not how: the ranks of DeepSeek-V3 (config.json), Kimi K2's too.
+_LATENT: Fields = (
+    ("q_lora_rank", 1536),
+    ("kv_lora_rank", 512),
+    ("qk_nope_head_dim", 128),
+    ("qk_rope_head_dim", 64),
+    ("v_head_dim", 128),
+)
+_PRECISIONS = {"fp8-blockwise": "fp8_block", "bf16/fp16 mixed": "bf16"}
+_SCHEDULES = ("1F1B", "1F1B-I")
 
 
 @lru_cache(maxsize=4096)
-def _model(fields: Fields, moe: Fields) -> ModelSpec:
+def _model(fields: Fields, moe: Fields, latent: Fields) -> ModelSpec:
     experts = MoESpec.model_validate(dict(moe)) if moe else None
-    return ModelSpec.model_validate(dict(fields) | {"moe": experts})
+    mla = MLASpec.model_validate(dict(latent)) if latent else None
+    return ModelSpec.model_validate(dict(fields) | {"moe": experts, "mla": mla})
 
 
 def read_model(cells: _Cells) -> ModelSpec:
@@ -123,13 +144,16 @@ def read_model(cells: _Cells) -> ModelSpec:
             ("first_layer", int(max(0, layers - with_experts))),
         )
     gated = cells.flag("gated_mlp", True)
+    latent = row.get("attention_kind") == "MLA"
+    if latent:
+        cells.assumed += [f"{key}={value}" for key, value in _LATENT]
     fields = (
         ("name", row.get("model") or "unnamed"),
         ("layers", layers),
         ("hidden", hidden),
         ("heads", heads),
         ("kv_heads", cells.integer("n_kv_heads", heads)),
-        ("head_dim", max(1, hidden // heads)),
+        ("head_dim", 192 if latent else max(1, hidden // heads)),
         ("ffn_hidden", cells.integer("ffn_hidden", 4 * hidden)),
         ("vocab", cells.integer("vocab", 51200)),
         ("gated_mlp", gated),
@@ -141,7 +165,7 @@ def read_model(cells: _Cells) -> ModelSpec:
         ("mlp_bias", not gated),
         ("tied_embeddings", cells.flag("tied_embeddings", not gated)),
     )
-    return _model(fields, moe)
+    return _model(fields, moe, _LATENT if latent else ())
 
 
 def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int) -> Layout:
@@ -154,6 +178,8 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
     dp = gpus // (tp * cp * pp)
     if dp < 1 or dp * tp * cp * pp != gpus:
         raise Skip("the degrees do not multiply to the GPU count")
+    if row.get("dp") and cells.need("dp") not in (dp, dp * cp):
+        raise Skip(f"dp={row['dp']} contradicts the GPU count, which leaves {dp}")
     experts = (number(row, "n_experts") or 0) > 1
     # Megatron-Core: expert tensor parallelism follows tp unless set; with ep it is set to 1
     etp = cells.integer("etp", 1 if ep > 1 else tp) if experts else 1
@@ -162,7 +188,9 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
     micro_batch = cells.integer("mbs", 1)
     if global_batch % (dp * micro_batch):
         raise Skip("the global batch does not divide into micro-batches")
-    stage = cells.integer("zero_stage", defaults.zero_stage)
+    stage = cells.integer("zero_stage", defaults.zero_stage, least=0)
+    if stage > 3:
+        raise Skip(f"zero_stage={stage} does not exist")
     text = row.get("recompute", "")
     if not text:
         cells.assumed.append(f"recompute={defaults.recompute}")
@@ -192,18 +220,23 @@ def _refuse(row: dict[str, str]) -> None:
         raise Skip("no layout is stated")
     if row.get("offload", "") not in ("", "none"):
         raise Skip("offload is not estimated yet")
+    schedule = note(row, "schedule")
+    if schedule and schedule not in _SCHEDULES:
+        raise Skip(f"schedule {schedule} cannot be expressed")
     if row.get("attention_kind") == "hybrid":
         raise Skip("hybrid attention layers cannot be expressed")
     if row.get("task", "pretrain") not in ("", "pretrain", "sft"):
         raise Skip(f"task {row['task']} is not estimated yet")
 
 
-def _precision(row: dict[str, str]) -> str:
-    """Return the training precision in the planner's words; bf16 where it is not stated."""
-    text = row.get("precision") or "bf16"
-    if "/" in text:  # "bf16/fp16 mixed"
-        return "bf16"
-    return "fp8_block" if text == "fp8-blockwise" else text
+def _precision(cells: _Cells, gpu: GpuSpec) -> str:
+    """Return the training precision in the planner's words; Skip where the GPU lacks it."""
+    usual = "bf16" if "bf16" in gpu.peak_flops else "fp16"
+    text = cells.text("precision", usual)
+    precision = _PRECISIONS.get(text, text)
+    if precision not in gpu.peak_flops:
+        raise Skip(f"precision {text!r} is none of {gpu.name}: {', '.join(gpu.peak_flops)}")
+    return precision
 
 
 def _dealt_stages(model: ModelSpec, layout: Layout) -> Split:
@@ -232,14 +265,20 @@ def read_case(row: dict[str, str]) -> Case:
             row.get("interconnect_inter", ""),
             gpus,
         )
+        if not row.get("interconnect_intra") and gpus > 1:
+            cells.assumed.append(f"interconnect_intra={cluster.scale_up.kind}")
+        if not row.get("interconnect_inter") and cluster.nodes > 1:
+            cells.assumed.append("interconnect_inter=usual for the GPU")
     except ValidationError as error:
         raise Skip(f"contradiction: {error.errors()[0]['msg']}") from None
     except PlannerError as error:
         raise Skip(str(error)) from None
     software = defaults.software
     job = JobSpec(
-        global_batch=global_batch, seq_len=seq_len, precision=_precision(row), software=software
+        global_batch=global_batch,
+        seq_len=seq_len,
+        precision=_precision(cells, cluster.gpu),
+        software=software,
     )
     split = _dealt_stages(model, layout) if software.balanced_stages and layout.pp > 1 else None
-    schedule = note(row, "schedule") or ("1F1B" if layout.vpp == 1 else "1F1B-I")
-    return Case(model, cluster, job, layout, defaults.memory, schedule, split, tuple(cells.assumed))
+    return Case(model, cluster, job, layout, defaults.memory, split, tuple(cells.assumed))

@@ -103,6 +103,9 @@ def defaults_for(framework: str, notes: str, modern: bool = False, seq_len: int 
     changes = _kernels(notes, seq_len)
     if changes:
         found = replace(found, software=found.software.model_copy(update=changes))
+    stage = re.search(r"ZeRO-(\d)", framework)
+    if stage:
+        found = replace(found, zero_stage=int(stage[1]))
     if "nvidia-smi" in notes:
         found = replace(found, memory="device")
     return found

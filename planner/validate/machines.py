@@ -24,6 +24,7 @@ _USUAL_NET = {
     "A10G": 50 / 8 / 4,
     "L4": 50 / 8 / 8,
 }
+_EFA_NET = {"A100": 400 / 8 / 8}  # p4d: four adapters of 100 Gb/s for eight GPUs
 _LINE_RATE = {"V100": 150, "A100": 300, "A800": 200, "H800": 200, "H100": 450, "H200": 450}
 _LINE_RATE |= {"GB": 900, "B2": 900, "B3": 900, "MI3": 448, "MI25": 50}
 
@@ -35,16 +36,15 @@ def _by_prefix(table: dict[str, float] | dict[str, int], gpu: str, default: floa
 
 def _net_gb_per_s(text: str, gpu: str, gpus_per_node: int) -> float:
     """Network GB/s that one GPU owns."""
-    if not text or text in ("EFA", "RoCE", "8x"):
-        return _by_prefix(_USUAL_NET, gpu, 12.5)
-    if "Ethernet" in text:
-        return 100 / 8 / gpus_per_node
-    match = re.search(r"(?:(\d+)x)?[^\d]*(\d+)\s*Gb/s", text) or re.search(
-        r"(\d+)x \w*?(\d+)", text
+    if text == "EFA":
+        return _by_prefix(_EFA_NET, gpu, _by_prefix(_USUAL_NET, gpu, 12.5))
+    match = re.search(r"(?:(\d+)x)?[^\d]*?([\d.]+)\s*([GT])b(?:/s|ps)", text) or re.search(
+        r"(\d+)x \w*?(\d+)()", text
     )
     if match is None:
-        return _by_prefix(_USUAL_NET, gpu, 12.5)
-    count, gbps = int(match[1] or 1), int(match[2])
+        slow = 100 / 8 / gpus_per_node  # one adapter of a cloud machine
+        return slow if "Ethernet" in text else _by_prefix(_USUAL_NET, gpu, 12.5)
+    count, gbps = int(match[1] or 1), float(match[2]) * (1000 if match[3] == "T" else 1)
     if "per GPU" in text:
         return gbps / 8
     return count * gbps / 8 / gpus_per_node
@@ -53,7 +53,7 @@ def _net_gb_per_s(text: str, gpu: str, gpus_per_node: int) -> float:
 def _fabric(text: str) -> tuple[str, float, float, float]:
     """Return (fabric, latency, efficiency, ring step): latencies in multiples of NCCL's 5 us."""
     if "EFA" in text:
-        return "efa", 15e-6, 0.85, 48e-6
+        return "efa", 15e-6, 0.92, 48e-6  # as cluster_specs/aws-p5.yaml
     if "Ethernet" in text:
         return "ethernet", 30e-6, 0.7, 30e-6
     if "Slingshot" in text:
@@ -69,7 +69,7 @@ def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int
     kind, rate = "nvlink", _by_prefix(_LINE_RATE, gpu_name, 25.0)
     if "NVL72" in intra or "NVL72" in gpu_name:
         domain = 72
-    if "PCIe" in intra or (not intra and rate == 25.0):
+    if "PCIe" in intra or (not intra and (rate == 25.0 or "PCIe" in gpu_name)):
         kind, rate = "pcie", 12.0
         measured = re.search(r"(\d+)-([\d.]+) GB/s measured", intra)
         if measured:

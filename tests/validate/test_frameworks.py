@@ -177,7 +177,6 @@ def test_any_framework_has_defaults_that_exist(cell: str) -> None:
     assert found.memory in ("allocated", "reserved", "device")
 
 
-@pytest.mark.xfail(reason="only ZeRO-2 and ZeRO-3 are read from a framework cell")
 def test_a_zero_stage_in_the_cell_is_that_stage() -> None:
     stages = [defaults_for(f"TP+EP+DP ZeRO-{n} (paper baseline)", "").zero_stage for n in (1, 2, 3)]
 

@@ -225,22 +225,18 @@ def test_the_same_cells_are_the_same_machine() -> None:
     assert machine("H100", 8, "", "EFA", 64) is machine("H100", 8, "", "EFA", 64)
 
 
-@pytest.mark.xfail(reason="any text with Ethernet is one 100 Gb/s adapter, whatever rate it states")
 def test_ethernet_of_a_stated_rate_has_that_rate() -> None:
     assert between("8x400 Gb/s Ethernet") == pytest.approx(50)
 
 
-@pytest.mark.xfail(reason="a rate in Gbps or Tb/s is not read and the usual one is taken instead")
 @pytest.mark.parametrize(("text", "expected"), [("100 Gbps", 1.5625), ("1.6 Tb/s per node", 25)])
 def test_other_spellings_of_a_rate(text: str, expected: float) -> None:
     assert between(text) == pytest.approx(expected)
 
 
-@pytest.mark.xfail(reason="an A100 behind EFA (p4d) has 400 Gb/s a node, not eight HDR adapters")
 def test_efa_of_an_a100_is_that_of_its_instance() -> None:
     assert between("EFA", "A100-SXM-40GB") == pytest.approx(6.25)
 
 
-@pytest.mark.xfail(reason="the prefix A100 is NVLink, for the PCIe card too")
 def test_a_pcie_card_without_a_stated_link_has_no_nvlink() -> None:
     assert machine("A100-PCIe-80GB", 8, "", "", 8).scale_up.kind == "pcie"
