@@ -302,16 +302,19 @@ def head_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> l
 
     Loss traffic per logit: an fp32 copy (6 bytes), and 16 bytes forward, 30 backward of the eager
     loss (Liger-Kernel's benchmark table); a fused loss reads and writes the 2-byte logits once, one
-    in half precision twice.
+    in half precision twice. Where every rank gathers the logits, each does the work of all.
     """
-    logits = shape.tokens * model.vocab / shape.tp
+    gathers = software.gathers_logits and shape.tp > 1
+    logits = shape.tokens * model.vocab / (1 if gathers else shape.tp)
     operations: list[Operation] = [
         _norm("norm", shape.sharded_tokens * model.hidden, software),
         *_enter_tp(shape, model.hidden, "head"),
         Gemm("head", shape.tokens, model.vocab / shape.tp, model.hidden),
         Elementwise("loss", LOSS_TRAFFIC[software.loss] * logits, kernels=6),
     ]
-    if shape.tp > 1:  # maximum, picked logit and sum of each token, in fp32
+    if gathers:
+        operations.append(Collective("logits", "all_gather", 2 * logits, "tp"))
+    elif shape.tp > 1:  # maximum, picked logit and sum of each token, in fp32
         operations.append(Collective("loss reduce", "all_reduce", 12 * shape.tokens, "tp"))
     return operations
 

@@ -19,6 +19,9 @@ class SoftwareSpec(BaseModel):
     fused_kernels: bool = Field(True, description="Fused rotary and softmax.")
     fused_activation: bool = Field(True, description="Fused SwiGLU, or bias and GeLU.")
     fused_norm: bool = True
+    gathers_logits: bool = Field(
+        False, description="Every tensor-parallel rank computes the loss of the whole vocabulary."
+    )
     loss: Literal["eager", "half", "in_place", "fused"] = Field(
         "eager",
         description="Cross-entropy over fp32 copies, in 2 bytes, over one fp32 copy in place "

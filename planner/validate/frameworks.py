@@ -62,6 +62,7 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
             _but(
                 SoftwareSpec(),
                 "aa-scaling",
+                gathers_logits=True,
                 overlap_grad_reduce=False,
                 overlap_param_gather=False,
                 overlap_tp_wgrad=False,
@@ -134,6 +135,8 @@ def _kernels(notes: str, seq_len: int) -> dict[str, object]:
         chosen = backend[1] == "default" and "deterministic mode" in notes and short
         changes["flash_attention"] = not (chosen or backend[1] in ("unfused", "local"))
         changes["dropout"] = backend[1] == "unfused" and short
+    if "compile" in notes and not re.search(r"torch 2\.[0-6]\b", notes):
+        changes["loss"] = "fused"  # torchtitan compiles the loss too since 2025
     if "MP mode PURE" in notes:  # Composer: everything in 2 bytes, no autocast of the loss
         changes["loss"] = "half"
     return changes

@@ -105,6 +105,18 @@ def test_logits_at_the_moment_of_the_loss(loss: str) -> None:
     assert size == 4 * 4 * U + LOSS_BYTES[loss] * 4 * SEQ * 131072
 
 
+def test_gathered_logits_are_those_of_every_tensor_parallel_rank() -> None:
+    spec, shape = small(vocab=131072), Shape(4, SEQ, tp=8)
+    logits = 4 * SEQ * 131072
+
+    split, whole = (
+        loss_working_bytes(spec, shape, software(loss="eager", gathers_logits=gathers))
+        for gathers in (False, True)
+    )
+
+    assert whole - split == pytest.approx(LOSS_BYTES["eager"] * logits * 7 / 8)
+
+
 def test_a_fused_loss_leaves_the_backward_of_the_matrix() -> None:
     """2-byte gradients of the logits and of the weight."""
     spec = small(vocab=131072)

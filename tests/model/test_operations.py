@@ -297,3 +297,15 @@ def test_shapes() -> None:
 
     assert shape.tokens == shape.sharded_tokens == 4096
     assert replace(shape, sequence_parallel=True).sharded_tokens == 1024
+
+
+def test_gathered_logits_cost_every_rank_the_whole_loss() -> None:
+    shape = Shape(2, 1024, tp=4)
+    gathers = MEGATRON_CORE.model_copy(update={"gathers_logits": True})
+
+    split, whole = (head_operations(small(), shape, stack) for stack in (MEGATRON_CORE, gathers))
+
+    traffic = [next(op.moved_bytes for op in ops if op.name == "loss") for ops in (split, whole)]
+    assert traffic[1] == pytest.approx(4 * traffic[0])
+    gathered = next(op for op in whole if op.name == "logits")
+    assert (gathered.kind, gathered.message_bytes) == ("all_gather", 2 * 2 * 1024 * small().vocab)

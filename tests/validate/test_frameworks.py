@@ -160,6 +160,14 @@ def test_composer_in_pure_precision_needs_no_fp32_logits() -> None:
     assert software("llm-foundry (FSDP)").loss != "half"
 
 
+@pytest.mark.parametrize(
+    ("notes", "loss"),
+    [("eager", "eager"), ("torch 2.6 nightly; compile", "eager"), ("compile; float8", "fused")],
+)
+def test_a_compiled_step_fuses_the_loss(notes: str, loss: str) -> None:
+    assert software("torchtitan", notes).loss == loss
+
+
 @given(st.text(alphabet="abc =;:0123", max_size=40), st.sampled_from(CELLS))
 @quick
 def test_notes_about_other_things_change_nothing(notes: str, known: Known) -> None:
