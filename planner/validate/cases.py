@@ -37,6 +37,7 @@ class Case:
     job: JobSpec
     layout: Layout
     memory_kind: str
+    memory_rank: int | None  # the rank whose memory was printed; None: the fullest
     split: Split | None
     assumed: tuple[str, ...]
 
@@ -281,4 +282,6 @@ def read_case(row: dict[str, str]) -> Case:
         software=software,
     )
     split = _dealt_stages(model, layout) if software.balanced_stages and layout.pp > 1 else None
-    return Case(model, cluster, job, layout, defaults.memory, split, tuple(cells.assumed))
+    # written to TensorBoard, which in Megatron-LM is open on the last rank (global_vars.py)
+    rank = layout.pp - 1 if "golden values" in row.get("notes", "") else None
+    return Case(model, cluster, job, layout, defaults.memory, rank, split, tuple(cells.assumed))

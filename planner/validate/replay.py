@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from planner.cost.layer import Prices
 from planner.errors import PlannerError
-from planner.memory.estimate import RankMemory
+from planner.memory.estimate import rank_memory
 from planner.simulate.step import StepEstimate, estimate_step, step_interval
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
@@ -32,13 +32,16 @@ class RowEstimate:
         return asdict(self)
 
 
-def printed_memory_bytes(memory: RankMemory, kind: str) -> float:
-    """Return the counter that a source printed: allocated, reserved or device."""
+def printed_memory_bytes(case: Case, step: StepEstimate) -> float:
+    """Return the counter that a source printed, allocated, reserved or device, of its rank."""
+    memory = step.memory
+    if case.memory_rank is not None:
+        memory = rank_memory(case.model, case.job, case.layout, case.memory_rank, case.split)
     return {
         "allocated": memory.allocated,
         "reserved": memory.reserved,
         "device": memory.device,
-    }[kind]
+    }[case.memory_kind]
 
 
 @lru_cache(maxsize=512)
@@ -63,7 +66,7 @@ def estimate_row(row: dict[str, str]) -> RowEstimate:
         None,
         step.step_time_s,
         *step_interval(step, case.cluster),
-        printed_memory_bytes(step.memory, case.memory_kind) / GIB,
+        printed_memory_bytes(case, step) / GIB,
         step.memory.device <= case.cluster.gpu.memory_bytes,
         case.assumed,
     )

@@ -329,6 +329,11 @@ def test_a_framework_that_deals_blocks_has_uneven_stages() -> None:
     assert read_case(GPT).split is None
 
 
+def test_golden_values_are_those_of_the_last_rank() -> None:
+    assert read_case(gpt(notes="CI golden values, rank-0 logger")).memory_rank == 7
+    assert read_case(GPT).memory_rank is None
+
+
 @pytest.mark.parametrize("notes", ["", "kind=throughput;schedule=1F1B-I;sweep=a", "schedule=1F1B"])
 def test_schedules_of_one_forward_one_backward_are_read(notes: str) -> None:
     assert read_case(gpt(notes=notes)).layout.pp == 8

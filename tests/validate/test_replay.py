@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean, median
@@ -189,23 +189,42 @@ def test_an_estimate_is_that_of_its_case(name: str) -> None:
 
     assert (found.step_time_s, found.assumed) == (step.step_time_s, case.assumed)
     assert found.fits == (step.memory.device <= case.cluster.gpu.memory_bytes)
-    assert found.mem_gib_peak == printed_memory_bytes(step.memory, case.memory_kind) / GIB
+    assert found.mem_gib_peak == printed_memory_bytes(case, step) / GIB
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_driver_sees_more_than_torch_reserves_and_that_more_than_it_uses(name: str) -> None:
-    memory = estimate_case(read_case(ROWS[name])).memory
-    counters = [printed_memory_bytes(memory, kind) for kind in ("allocated", "reserved", "device")]
+    case = read_case(ROWS[name])
+    step = estimate_case(case)
+    counters = [
+        printed_memory_bytes(replace(case, memory_kind=kind, memory_rank=None), step)
+        for kind in ("allocated", "reserved", "device")
+    ]
 
-    assert counters == [memory.allocated, memory.reserved, memory.device]
+    assert counters == [step.memory.allocated, step.memory.reserved, step.memory.device]
     assert counters == sorted(set(counters))
 
 
+def test_of_one_rank_its_own_memory_is_compared() -> None:
+    case = read_case(next(row for row in ROWS.values() if int(row["pp"] or 1) > 1))
+    step = estimate_case(case)
+
+    sizes = [
+        printed_memory_bytes(replace(case, memory_rank=rank), step)
+        for rank in range(case.layout.pp)
+    ]
+
+    assert len(set(sizes)) > 1
+    assert max(sizes) == pytest.approx(
+        printed_memory_bytes(replace(case, memory_rank=None), step), rel=0.02
+    )
+
+
 def test_an_unknown_counter_is_an_error() -> None:
-    memory = estimate_case(read_case(ROWS["titan-0002"])).memory
+    case = replace(read_case(ROWS["titan-0002"]), memory_kind="resident")
 
     with pytest.raises(KeyError):
-        printed_memory_bytes(memory, "resident")
+        printed_memory_bytes(case, estimate_case(case))
 
 
 # --- whole files of measured runs: PLANNER_RUNS names the folder

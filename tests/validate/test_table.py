@@ -246,7 +246,7 @@ def case(layout: Layout, precision: str = "bf16", batch: int = 64) -> Case:
     """Return a run of Llama-3-8B on H100s."""
     job = JobSpec(global_batch=batch, seq_len=4096, precision=precision)
     cluster = load_cluster("dgx-h100")
-    return Case(load_model("llama-3-8b"), cluster, job, layout, "device", None, ())
+    return Case(load_model("llama-3-8b"), cluster, job, layout, "device", None, None, ())
 
 
 def test_yardstick_is_half_of_peak() -> None:
