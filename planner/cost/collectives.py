@@ -95,7 +95,7 @@ def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec) -> f
 
 
 def _across_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpec) -> float:
-    """Seconds of a ring (or two-node tree) over the network: hardware tables, 2.3.
+    """Seconds of a ring (or two-node tree) over the network.
 
     Every rail of the group is driven, so its bus bandwidth is ``eta * g * w``; two-node
     all-reduce runs a tree, which crosses the network once for each byte.

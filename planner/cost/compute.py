@@ -34,7 +34,7 @@ def gemm_s(operation: Gemm, gpu: GpuSpec, dtype: str) -> float:
     """Seconds of ``copies`` products (m, k) x (k, n) in one batched call.
 
     ``t = t0 + (T_comp^4 + T_mem^4)^(1/4)`` with
-    ``T_comp = 2 m n k / (P e k / (k + k_half) wave^a)``: hardware tables, "GEMM".
+    ``T_comp = 2 m n k / (P e k / (k + k_half) wave^a)``; see ``docs/profile.md``.
     A weight gradient reads and writes its fp32 accumulator. Products of activations stay in bf16.
     """
     if not operation.weight and dtype not in ("bf16", "fp16", "fp32"):

@@ -21,7 +21,8 @@ class Shard:
     """How many ranks share one copy of each tensor class, filled innermost rank first.
 
     Group sizes divide ``dp * cp``; ``weights <= gradients <= optimizer``. ZeRO-1 is ``(1, 1, W)``,
-    ZeRO-2 ``(1, W, W)``, ZeRO-3 ``(W, W, W)``, HSDP ``(s, s, s)`` (papers.md 7.6; DESIGN, "Words").
+    ZeRO-2 ``(1, W, W)``, ZeRO-3 ``(W, W, W)``, HSDP ``(s, s, s)``
+    (ZeRO, arXiv 1910.02054, 5; PyTorch FSDP, arXiv 2304.11277, 3.2).
     """
 
     weights: int = 1

@@ -42,15 +42,30 @@ def _tensor_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str
 def _expert_problems(model: ModelSpec, layout: Layout) -> list[str]:
     ranks = layout.tp * layout.cp * layout.dp
     if model.moe is None:
-        return [f"ep={layout.ep} needs a model with experts"] if layout.ep > 1 else []
+        grid = {"ep": layout.ep, "etp": layout.etp}
+        return [f"{k}={n} needs a model with experts" for k, n in grid.items() if n > 1]
     problems = _divides("experts", model.moe.experts, "ep", layout.ep)
     problems += _divides("moe ffn_hidden", model.moe.ffn_hidden, "etp", layout.etp)
     if ranks % (layout.ep * layout.etp):
         problems.append(
             f"ep*etp={layout.ep * layout.etp} does not divide the {ranks} ranks of a stage"
         )
-    if layout.tp > 1 and layout.ep > 1 and not layout.sequence_parallel:
-        problems.append("experts with tp > 1 need sequence_parallel")
+    if layout.tp > 1 and not layout.sequence_parallel:
+        problems.append("experts with tp > 1 need sequence_parallel (Megatron-LM, arguments.py)")
+    return problems
+
+
+def _shard_problems(layout: Layout) -> list[str]:
+    shard, ranks = layout.shard, layout.dp * layout.cp
+    sizes = {"weights": shard.weights, "gradients": shard.gradients, "optimizer": shard.optimizer}
+    problems = [
+        f"shard {name}={size} does not divide the {ranks} ranks that hold the same layers; "
+        f"near: {_near(ranks, size)}"
+        for name, size in sizes.items()
+        if ranks % size
+    ]
+    if not shard.weights <= shard.gradients <= shard.optimizer:
+        problems.append("shard must rise from weights over gradients to optimizer (ZeRO 1, 2, 3)")
     return problems
 
 
@@ -83,9 +98,9 @@ def layout_problems(
     problems += _divides("global_batch", job.global_batch, "dp*micro_batch", samples)
     if layout.cp > 1:
         problems += _divides("seq_len", job.seq_len, "2*cp", 2 * layout.cp)
-        problems += [] if model.mla else _divides("heads", model.heads, "tp", layout.tp)
     problems += _tensor_problems(model, job, layout)
     problems += _expert_problems(model, layout)
+    problems += _shard_problems(layout)
     if job.global_batch % samples == 0:
         problems += _pipeline_problems(model, job, layout)
     return list(dict.fromkeys(problems))

@@ -9,7 +9,7 @@ from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 
-# Sequences shorter than this per rank are not worth splitting (papers.md 10: cp up to seq / 2048).
+# Sequences shorter than this per rank are not worth splitting: their attention hides no exchange.
 MIN_CONTEXT_TOKENS = 2048
 MAX_MICRO_BATCH = 16
 
@@ -42,19 +42,19 @@ def _experts(model: ModelSpec, ranks: int, tp: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def _shards(pp: int, ranks: int, node: int) -> list[Shard]:
+def _shards(pp: int, ranks: int, inside: int) -> list[Shard]:
     """Return the shardings worth trying: ZeRO 0, 1, and without a pipeline 2, 3 and HSDP.
 
     With a pipeline, gathering weights for every micro-batch never pays, and torch keeps them whole
-    anyway (launcher rule L6).
+    anyway (torch/distributed/pipelining/stage.py).
     """
     if ranks == 1:
         return [Shard()]
     shards = [Shard(), Shard.zero(1, ranks)]
     if pp == 1:
         shards += [Shard.zero(2, ranks), Shard.zero(3, ranks)]
-        if node < ranks and ranks % node == 0 and node > 1:
-            shards.append(Shard(node, node, node))
+        if inside < ranks and ranks % inside == 0 and inside > 1:
+            shards.append(Shard(inside, inside, inside))
     return shards
 
 
@@ -91,13 +91,13 @@ def layouts(
     Full recompute is not among them: ``memory.fit`` adds as much of it as a layout needs.
     """
     found = []
-    node = cluster.gpus_per_node
     for tp, cp, pp, dp in _degrees(model, job, cluster.gpus):
         ranks = tp * cp * dp
-        replicas = max(1, node // (tp * cp)) * cp  # ranks of one node in a dp-cp group
+        # ranks of one scale-up domain in a dp-cp group
+        inside = max(1, cluster.domain_gpus // (tp * cp)) * cp
         for (ep, etp), shard, micro_batch, recompute in product(
             _experts(model, ranks, tp),
-            _shards(pp, dp * cp, min(replicas, dp * cp)),
+            _shards(pp, dp * cp, min(inside, dp * cp)),
             _micro_batches(job, dp),
             _recomputes(job),
         ):

@@ -20,8 +20,8 @@ from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 from planner.units import MIB
 
-# CUDA context and cuBLAS workspace; NCCL's buffers of each communicator (hardware tables, "memory":
-# 340-400 MiB measured). Neither is in torch's counters.
+# CUDA context and cuBLAS workspace; NCCL's buffers of each communicator (340-400 MiB measured).
+# Neither is in torch's counters.
 CONTEXT_BYTES = 500 * MIB
 COMMUNICATOR_BYTES = 370 * MIB
 # What torch reserves beyond what it has allocated at the peak: segments of 2 and 20 MiB, split

@@ -36,7 +36,9 @@ def least_recompute(
             return rank_memory(model, job, base, rank, split).device <= limit_bytes
 
         if not fits(high):
-            return None
+            if not fits(0):  # a layer recomputed alone may need more than it saves
+                return None
+            high = 0
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if fits(middle) else (middle + 1, high)

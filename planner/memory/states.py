@@ -2,7 +2,7 @@
 
 Mixed-precision Adam: 2-byte weights, a main gradient of ``gradient_bytes`` (fp32 in Megatron-LM,
 PTD-P section 5), 12 bytes of fp32 master weight, momentum and variance (ZeRO, section 3.1).
-Each class is divided by its own group (DESIGN: ``shard = weights, gradients, optimizer``); experts
+Each class is divided by its own group (``shard = weights, gradients, optimizer``); experts
 are replicated ``edp`` times, so only that group shares theirs (MoE Parallel Folding, 3.2).
 """
 
@@ -33,7 +33,8 @@ def state_bytes(local: LocalParameters, layout: Layout, software: SoftwareSpec) 
     """Return the state of ``local`` parameters under the layout's sharding.
 
     Under a pipeline whole weights and gradients stay until the last micro-batch, whatever the ZeRO
-    stage: FSDP2 keeps them (launcher rule L6), Megatron's distributed optimizer is ZeRO-1.
+    stage: FSDP2 keeps them (torch/distributed/pipelining/stage.py), Megatron's distributed
+    optimizer is ZeRO-1.
     """
     shard, edp = layout.shard, max(1, layout.edp)
 

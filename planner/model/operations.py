@@ -155,15 +155,27 @@ def _attention_core(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> l
     return core
 
 
-def _context_exchange(model: ModelSpec, shape: Shape) -> tuple[Operation, ...]:
-    """Keys and values of the other context-parallel ranks, hidden behind the attention blocks."""
+def _context_exchange(
+    model: ModelSpec, shape: Shape, software: SoftwareSpec
+) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
+    """Return what context-parallel ranks exchange before and after the attention core.
+
+    A ring passes keys and values around, hidden behind the blocks of the core. All-to-all
+    (DeepSpeed-Ulysses, arXiv 2309.14509) trades sequence for heads and back, in the open.
+    """
     if shape.cp == 1:
-        return ()
+        return (), ()
+    if software.context_exchange == "all_to_all":
+        heads = (model.heads + 2 * max(model.kv_heads, shape.tp)) / shape.tp
+        each = 2 * shape.tokens * model.head_dim
+        before = Collective("cp qkv exchange", "all_to_all", each * heads, "cp")
+        return (before,), (before._replace(message_bytes=each * model.heads / shape.tp),)
     width = 2 * model.kv_heads * model.head_dim
     if model.mla is not None:
         width = model.heads * (model.mla.qk_nope_head_dim + model.mla.v_head_dim)
     message = 2 * shape.micro_batch * shape.seq_len * max(width / shape.tp, model.head_dim)
-    return (Collective("cp exchange", "all_gather", message, "cp", hidden_behind="attention"),)
+    ring = Collective("cp exchange", "all_gather", message, "cp", hidden_behind="attention")
+    return (ring,), ()
 
 
 def _projections(model: ModelSpec, shape: Shape) -> list[Operation]:
@@ -201,8 +213,8 @@ def attention_operations(
     if model.qk_norm:
         width = (model.heads + model.kv_heads) * model.head_dim / tp
         operations.append(_norm("qk norm", shape.tokens * width, software))
-    operations += _context_exchange(model, shape)
-    operations += core
+    before, after = _context_exchange(model, shape, software)
+    operations += [*before, *core, *after]
     operations.append(Gemm("projection", shape.tokens, hidden, model.heads * value_dim / tp))
     if not model.parallel_block:
         operations += _leave_tp(shape, hidden, "attention")
@@ -242,8 +254,9 @@ def mlp_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> li
 
 
 def moe_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> list[Operation]:
-    """Return the forward operations of an expert block (papers.md 2.4), balanced routing.
+    """Return the forward operations of an expert block, routing balanced.
 
+    MoE Parallel Folding, arXiv 2504.14960, 3.2.
     Tokens are already split over tp (sequence parallel) and cp; the expert grid reinterprets the
     shards: all-to-all over ep, all-gather over etp, grouped product, and the way back.
     """

@@ -1,4 +1,4 @@
-"""How many passes a rank keeps between forward and backward: closed forms of papers.md 1.2.
+"""How many passes a rank keeps between forward and backward: closed forms of PTD-P, 2.2.
 
 ``tests/schedule`` compares them with the generated orders.
 """

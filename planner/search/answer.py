@@ -200,11 +200,12 @@ def _no_fit(
 
 
 def _gpus_to_try(cluster: ClusterSpec) -> list[GpuSpec]:
-    """Return the GPU of the cluster, and one shipped GPU for each larger memory."""
+    """Return the GPU of the cluster, and a shipped one of its make for each larger memory."""
+    make = cluster.gpu.name[:2] == "MI"
     larger: dict[int, GpuSpec] = {}
     for name in gpu_names():
         gpu = load_gpu(name)
-        if gpu.memory_bytes > 1.2 * cluster.gpu.memory_bytes:
+        if gpu.memory_bytes > 1.2 * cluster.gpu.memory_bytes and (name[:2] == "MI") == make:
             larger.setdefault(gpu.memory_bytes, gpu)
     return [cluster.gpu, *(larger[size] for size in sorted(larger))]
 
@@ -220,7 +221,8 @@ def _more_memory(
             more = cluster.model_copy(update={"gpu": gpu, "nodes": nodes})
             if fits(more, job):
                 kind = "" if gpu == cluster.gpu else f" with {gpu.name} GPUs"
-                text = f"use {nodes} nodes ({more.gpus} GPUs){kind}"
+                count = "1 node" if nodes == 1 else f"{nodes} nodes"
+                text = f"use {count} ({more.gpus} GPUs){kind}"
                 return Change(text, factor * gpu.memory_bytes / cluster.gpu.memory_bytes)
         factor *= 2
     return None

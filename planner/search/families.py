@@ -31,6 +31,8 @@ def family(layout: Layout, cluster: ClusterSpec) -> str:
         parts.append("tensor parallel")
     if layout.cp > 1:
         parts.append("context parallel")
+    if layout.ep > 1:
+        parts.append("expert parallel")
     if layout.vpp > 1:
         parts.append("interleaved pipeline")
     elif layout.pp > 1:

@@ -2,9 +2,10 @@
 
 Minimises ``(m - 1 / v) slowest + sum_stage(t) / v + tail``: the slowest rank computes ``m``
 micro-batches, and the pipeline fills and drains once, a ``v``-th of a rank's layers at a time
-(papers.md 1.2; for equal stages this is ``m t + (p - 1) t / v``). Without chunks ``slowest`` is the
-largest ``t`` and the dynamic programme below is exact. With chunks, several stages share the memory
-and time of one rank: ``ilp.py`` solves that, and the dynamic programme gives it a good start.
+(PTD-P, arXiv 2104.04473, 2.2; for equal stages this is ``m t + (p - 1) t / v``). Without chunks
+``slowest`` is the largest ``t`` and the dynamic programme below is exact. With chunks, several
+stages share the memory and time of one rank: ``ilp.py`` solves that, and the dynamic programme
+gives it a good start.
 """
 
 from dataclasses import dataclass, replace

@@ -49,7 +49,7 @@ MEGATRON_CORE = SoftwareSpec(
     overlap_pipeline=True,
 )
 # torch FSDP and its users: FlashAttention 2 behind SDPA, 2-byte gradients on the wire, gradients
-# added by a kernel of their own, gathered sequence-parallel inputs kept (launcher rule L8).
+# added by a kernel of their own, gathered sequence-parallel inputs kept (torch DTensor).
 TORCH_FSDP = SoftwareSpec(
     name="torch-fsdp",
     flash_version=2,

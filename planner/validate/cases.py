@@ -199,7 +199,7 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
     if text not in {kind.value for kind in Recompute}:
         raise Skip(f"recompute {text!r} cannot be expressed")
     sequence_parallel = cells.flag("sp", defaults.sequence_parallel) if tp > 1 else False
-    if ep > 1 and tp > 1:
+    if experts and tp > 1:  # Megatron-LM accepts nothing else
         sequence_parallel = True
     return Layout(
         tp, cp, pp, vpp, dp, ep, etp, micro_batch, sequence_parallel,

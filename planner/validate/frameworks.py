@@ -33,7 +33,7 @@ class Defaults:
 
 
 def _but(software: SoftwareSpec, name: str, **changes: object) -> SoftwareSpec:
-    return software.model_copy(update={"name": name, **changes})
+    return SoftwareSpec.model_validate(software.model_dump() | {"name": name, **changes})
 
 
 # First match wins; patterns are searched in the framework cell.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.layout.layout import Layout
+from planner.layout.layout import Layout, Shard
 from planner.layout.rules import divisors, layout_problems
 from planner.spec.model import ModelSpec
 from tests.properties.strategies import cluster, job, quick, small, small_moe
@@ -63,13 +63,39 @@ EXPERTS = [
     (Layout(ep=3, dp=3), "ep=3 does not divide experts=16; near: 1, 2, 4, 8"),
     (Layout(etp=3, dp=6), "etp=3 does not divide moe ffn_hidden=1024; near: 1, 2, 4, 8"),
     (Layout(ep=16, dp=8), "ep*etp=16 does not divide the 8 ranks of a stage"),
-    (Layout(tp=2, ep=2, dp=2), "experts with tp > 1 need sequence_parallel"),
+    (
+        Layout(tp=2, ep=2, dp=2),
+        "experts with tp > 1 need sequence_parallel (Megatron-LM, arguments.py)",
+    ),
+    (
+        Layout(tp=2, dp=2),
+        "experts with tp > 1 need sequence_parallel (Megatron-LM, arguments.py)",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("layout", "message"), EXPERTS, ids=lambda case: str(case)[:24])
 def test_illegal_expert_layouts(layout: Layout, message: str) -> None:
     assert message in problems(layout, small_moe())
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (Layout(dp=4, ep=2), "ep=2 needs a model with experts"),
+        (Layout(dp=4, etp=2), "etp=2 needs a model with experts"),
+        (
+            Layout(dp=8, shard=Shard(3, 3, 3)),
+            "shard weights=3 does not divide the 8 ranks that hold the same layers; near: 1, 2, 4",
+        ),
+        (
+            Layout(dp=8, shard=Shard(8, 4, 2)),
+            "shard must rise from weights over gradients to optimizer (ZeRO 1, 2, 3)",
+        ),
+    ],
+)
+def test_illegal_grids_and_shards(layout: Layout, message: str) -> None:
+    assert any(problem.startswith(message) for problem in problems(layout, small()))
 
 
 def test_sequence_shards_must_be_equal() -> None:

@@ -309,3 +309,20 @@ def test_gathered_logits_cost_every_rank_the_whole_loss() -> None:
     assert traffic[1] == pytest.approx(4 * traffic[0])
     gathered = next(op for op in whole if op.name == "logits")
     assert (gathered.kind, gathered.message_bytes) == ("all_gather", 2 * 2 * 1024 * small().vocab)
+
+
+def test_context_is_exchanged_around_a_ring_or_by_all_to_all() -> None:
+    shape = Shape(1, 8192, tp=2, cp=4)
+    ulysses = MEGATRON_CORE.model_copy(update={"context_exchange": "all_to_all"})
+
+    def exchanges(stack: SoftwareSpec) -> list[Collective]:
+        operations, _ = attention_operations(small(), shape, stack)
+        return [op for op in operations if isinstance(op, Collective) and op.axis == "cp"]
+
+    ring, before_and_after = exchanges(MEGATRON_CORE), exchanges(ulysses)
+
+    assert [op.kind for op in ring] == ["all_gather"]
+    assert [op.kind for op in before_and_after] == ["all_to_all", "all_to_all"]
+    assert not any(op.hidden_behind for op in before_and_after)
+    widths = [op.message_bytes / (2 * shape.tokens * small().head_dim) for op in before_and_after]
+    assert widths == [(small().heads + 2 * small().kv_heads) / 2, small().heads / 2]

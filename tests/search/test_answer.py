@@ -307,7 +307,7 @@ def test_at_most_three_changes_each_of_more_than_a_factor_of_one(question: Quest
     assert all(change.factor > 1 for change in changes)
 
 
-NODES = re.compile(r"use (\d+) nodes \((\d+) GPUs\)(?: with (\S+) GPUs)?")
+NODES = re.compile(r"use (\d+) nodes? \((\d+) GPUs\)(?: with (\S+) GPUs)?")
 TOKENS = re.compile(r"train on sequences of (\d+) tokens")
 
 

@@ -27,6 +27,8 @@ NAMES: list[tuple[dict[str, Any], str]] = [
     ({"tp": 8, "dp": 2}, "tensor parallel"),
     ({"tp": 16}, "tensor parallel across nodes"),
     ({"cp": 2, "dp": 8}, "context parallel"),
+    ({"ep": 8, "dp": 16}, "expert parallel"),
+    ({"ep": 8, "tp": 2, "dp": 8, "pp": 2}, "tensor parallel + expert parallel + pipeline"),
     ({"pp": 2, "dp": 8}, "pipeline"),
     ({"pp": 2, "vpp": 4, "dp": 8}, "interleaved pipeline"),
     ({"tp": 2, "pp": 2, "dp": 4, "zero_stage": 1}, "tensor parallel + pipeline"),
