@@ -83,18 +83,29 @@ def _across_latency(kind: str, group: Group, cluster: ClusterSpec, net: ScaleOut
     return START_S + group.domains * inside + (group.domains - 1) * net.latency_s
 
 
-def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec) -> float:
+def _leaving_share(group: Group, copies: int) -> float:
+    """Return the share of an all-to-all message that crosses the network.
+
+    Rows with ``copies`` for members chosen at random travel once to each domain among them.
+    """
+    reached = 1 - (1 - 1 / group.domains) ** copies
+    return (group.domains - 1) * reached / copies
+
+
+def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec, copies: int) -> float:
     net = cluster.scale_out
     assert net is not None
     n, g = group.ranks, group.inside
-    leaving = message_bytes * (n - g) / n
+    leaving = message_bytes * _leaving_share(group, copies)
     inside = message_bytes * (g - 1) / n
     outside_s = leaving / (net.all_to_all_efficiency * _net_per_gpu(cluster, net))
     inside_seconds = inside_s("all_to_all", inside, g, cluster) if g > 1 else 0.0
     return _across_latency("all_to_all", group, cluster, net) + max(inside_seconds, outside_s)
 
 
-def _across_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpec) -> float:
+def _across_s(
+    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, copies: int
+) -> float:
     """Seconds of a ring (or two-node tree) over the network.
 
     Every rail of the group is driven, so its bus bandwidth is ``eta * g * w``; two-node
@@ -104,7 +115,7 @@ def _across_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpe
     if net is None:
         raise ValueError("a group that spans domains needs scale_out")
     if kind == "all_to_all":
-        return _all_to_all_s(message_bytes, group, cluster)
+        return _all_to_all_s(message_bytes, group, cluster, copies)
     n, g = group.ranks, group.inside
     bus_bytes = bus_factor(kind, n) * message_bytes
     # a rank alone in its node drives one NIC through one pair of channels, as a send does: 175B
@@ -125,14 +136,19 @@ def _across_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpe
     return bound + max(latency, START_S + steps * net.ring_step_s)
 
 
-def collective_s(kind: str, message_bytes: float, group: Group, cluster: ClusterSpec) -> float:
-    """Seconds of one collective; a group of one rank has nobody to talk to."""
+def collective_s(
+    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, copies: int = 1
+) -> float:
+    """Seconds of one collective; a group of one rank has nobody to talk to.
+
+    ``copies``: of each row of an all-to-all that sends a row once to each domain.
+    """
     if group.ranks == 1:
         return 0.0
     if group.domains == 1:
         bus_bytes = bus_factor(kind, group.ranks) * message_bytes
         return inside_s(kind, bus_bytes, group.ranks, cluster)
-    return _across_s(kind, message_bytes, group, cluster)
+    return _across_s(kind, message_bytes, group, cluster, copies)
 
 
 def send_recv_s(message_bytes: float, stride: int, cluster: ClusterSpec) -> float:

@@ -143,7 +143,9 @@ class Prices:
         for operation in operations:
             if isinstance(operation, Collective):
                 group = groups[operation.axis]
-                seconds = collective_s(operation.kind, operation.message_bytes, group, self.cluster)
+                seconds = collective_s(
+                    operation.kind, operation.message_bytes, group, self.cluster, operation.copies
+                )
                 if operation.axis == "tp":
                     seconds += (group.ranks - 1) * stalled_step_s
                 kernels += KERNELS_PER_COLLECTIVE

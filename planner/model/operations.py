@@ -58,6 +58,7 @@ class Collective(NamedTuple):
     message_bytes: float
     axis: str  # tp, cp, ep or etp
     hidden_behind: str = ""  # name of an operation of the same pass that runs meanwhile
+    copies: int = 1  # of each row, to members chosen at random; one copy serves a whole domain
 
 
 Operation = Gemm | Attention | Elementwise | Collective
@@ -271,6 +272,7 @@ def moe_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> li
     up = 2 * inner if model.gated_mlp else inner
     permute = (4 if software_fused else 10) * routed * hidden
     dispatch = 2 * routed * hidden
+    copies = moe.top_k if software.moe_sends_once else 1
     operations: list[Operation] = [
         _norm("norm", local * hidden, software),
         Gemm("router", local, moe.experts, hidden, weight=False),
@@ -278,7 +280,7 @@ def moe_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> li
         Elementwise("permute", permute, kernels=3),
     ]
     if shape.ep > 1:
-        operations.append(Collective("dispatch", "all_to_all", dispatch, "ep"))
+        operations.append(Collective("dispatch", "all_to_all", dispatch, "ep", copies=copies))
     if shape.etp > 1:
         gathered = 2 * rows * hidden
         operations.append(Collective("expert gather", "all_gather", gathered, "etp"))
@@ -292,7 +294,7 @@ def moe_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> li
         gathered = 2 * rows * hidden
         operations.append(Collective("expert reduce", "reduce_scatter", gathered, "etp"))
     if shape.ep > 1:
-        operations.append(Collective("combine", "all_to_all", dispatch, "ep"))
+        operations.append(Collective("combine", "all_to_all", dispatch, "ep", copies=copies))
     operations.append(Elementwise("unpermute", permute, kernels=2))
     if moe.shared_ffn_hidden:
         operations += _enter_tp(shape, hidden, "shared")

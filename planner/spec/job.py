@@ -91,6 +91,11 @@ class SoftwareSpec(BaseModel):
         0.0, ge=0, lt=1, description="Share of nodes whose pipeline messages take far too long."
     )
     slow_node_message_s: float = Field(0.0, ge=0, description="Seconds of one such message.")
+    moe_sends_once: bool = Field(
+        False,
+        description="A token crosses the network once for each domain that holds experts of its "
+        "(DeepEP, HybridEP), not once for each expert.",
+    )
     cpu_op_s: float = Field(6e-6, ge=0, description="Host time to issue one operator eagerly.")
     cuda_graphs: bool = False
 

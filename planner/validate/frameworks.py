@@ -135,6 +135,8 @@ def _kernels(notes: str, seq_len: int) -> dict[str, object]:
         chosen = backend[1] == "default" and "deterministic mode" in notes and short
         changes["flash_attention"] = not (chosen or backend[1] in ("unfused", "local"))
         changes["dropout"] = backend[1] == "unfused" and short
+    if re.search("hybridep|deepep", notes, re.IGNORECASE):
+        changes["moe_sends_once"] = True
     if "compile" in notes and not re.search(r"torch 2\.[0-6]\b", notes):
         changes["loss"] = "fused"  # torchtitan compiles the loss too since 2025
     if "MP mode PURE" in notes:  # Composer: everything in 2 bytes, no autocast of the loss

@@ -344,3 +344,41 @@ def test_one_nic_for_eight_gpus_is_shared() -> None:
     seconds = collective_s("all_gather", 2**30, group, machine)
 
     assert seconds > 0.75 * 2**30 / (25e9 / 8)
+
+
+@pytest.mark.parametrize(
+    ("domains", "copies", "share"),
+    [
+        (2, 1, 1 / 2),
+        (8, 1, 7 / 8),
+        (2, 8, (1 - 0.5**8) / 8),
+        (8, 8, 7 * (1 - 0.875**8) / 8),
+    ],
+)
+def test_a_row_crosses_the_network_once_for_each_domain(
+    domains: int, copies: int, share: float
+) -> None:
+    """What DeepEP and HybridEP save: of 8 copies to 2 nodes, one leaves instead of four."""
+    machine = cluster("dgx-h100", domains)
+    group = Group.place(8 * domains, 1, machine)
+    net = machine.scale_out
+    assert net is not None
+
+    few, many = (collective_s("all_to_all", size, group, machine, copies) for size in (8e9, 16e9))
+
+    rate = net.all_to_all_efficiency * net.nic_bytes_per_s
+    inside = (many - few) > 1.01 * 8e9 * share / rate  # the scale-up fabric is the slower part
+    assert inside or many - few == pytest.approx(8e9 * share / rate)
+    assert not (inside and copies == 1)
+
+
+@quick
+@given(message, strides, machines, st.integers(1, 16))
+def test_sending_once_is_never_slower(
+    size: int, stride: int, machine: ClusterSpec, copies: int
+) -> None:
+    group = Group.place(64, stride, machine)
+
+    once = collective_s("all_to_all", size, group, machine, copies)
+
+    assert once <= collective_s("all_to_all", size, group, machine) * (1 + 1e-9)

@@ -160,6 +160,12 @@ def test_composer_in_pure_precision_needs_no_fp32_logits() -> None:
     assert software("llm-foundry (FSDP)").loss != "half"
 
 
+@pytest.mark.parametrize("notes", ["dispatcher hybridep", "HybridEP; EP overlap on", "DeepEP"])
+def test_dispatchers_that_send_a_token_once_to_each_node(notes: str) -> None:
+    assert software("Megatron-Bridge", notes).moe_sends_once
+    assert not software("Megatron-Bridge", "dispatcher alltoall").moe_sends_once
+
+
 @pytest.mark.parametrize(
     ("notes", "loss"),
     [("eager", "eager"), ("torch 2.6 nightly; compile", "eager"), ("compile; float8", "fused")],
