@@ -14,7 +14,7 @@ MEGATRON_2022 = SoftwareSpec(
     vocab_multiple=128,
     loss="in_place",
     scatter_gather_pipeline=True,  # PTD-P section 4.1, --no-scatter-gather-tensors-in-pipeline
-    cpu_op_s=60e-6,
+    cpu_op_s=57e-6,
     flash_attention=False,
     dropout=True,
     overlap_grad_reduce=False,
@@ -36,6 +36,9 @@ MEGATRON_DEEPSPEED = MEGATRON_2022.model_copy(
     update={
         "name": "megatron-deepspeed",
         "gradient_bytes": 6,
+        # forked in 2021, before Megatron-LM 2.6 brought both
+        "overlap_tp_wgrad": False,
+        "fused_gradient_accumulation": False,
         "tied_stage_keeps_positions": True,
     }
 )
