@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the numbers of README.md and docs/accuracy.md anew, from the commands themselves.
+"""Write the numbers of README.md, docs/check.md and docs/accuracy.md anew, from the commands.
 
 usage: .venv/bin/python scripts/refresh.py FOLDER     (FOLDER holds the CSV files of measured runs)
 
@@ -22,24 +22,30 @@ LLAMA = (
     "recommend llama-3-70b --cluster dgx-h100 --nodes 8 --global-batch 512 --seq-len 8192 "
     "--output plan.json"
 )
+ONE_LAYOUT = "llama-3-70b --cluster dgx-h100 --nodes 8 --global-batch 512 --seq-len 8192"
+CHECKS = (
+    ("check", f"check {ONE_LAYOUT} --tp 8 --pp 4", 3),
+    ("rules", f"check {ONE_LAYOUT} --tp 16 --pp 4 --vpp 3", 1),
+    ("explain", f"explain memory {ONE_LAYOUT} --tp 4 --pp 4", 0),
+)
 TINY = (
     "recommend tiny-llama --cluster dgx-h100 --nodes 1 --global-batch 16 --seq-len 64 "
     "--output tiny.json"
 )
 
 
-def run(command: list[str], folder: str) -> str:
-    """Return what a command prints on stdout, 100 columns wide."""
+def run(command: list[str], folder: str, code: int = 0) -> str:
+    """Return what a command prints on stdout, 100 columns wide; it must exit with ``code``."""
     place = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "PYTHON": sys.executable}
-    done = subprocess.run(
-        command, cwd=folder, env=place, check=True, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=folder, env=place, capture_output=True, text=True)
+    if done.returncode != code:
+        sys.exit(f"{' '.join(command)} exits with {done.returncode}, not {code}\n{done.stderr}")
     return "\n".join(line.rstrip() for line in done.stdout.splitlines())
 
 
-def planner(words: str, folder: str) -> str:
+def planner(words: str, folder: str, code: int = 0) -> str:
     """Return a command and what it prints, as a terminal shows them."""
-    printed = run([sys.executable, "-m", "planner", *words.split()], folder)
+    printed = run([sys.executable, "-m", "planner", *words.split()], folder, code)
     return f"$ planner {words}\n{printed}"
 
 
@@ -97,6 +103,8 @@ def main() -> None:
         text = f"{export}\n$ bash tiny/launch.sh --backend gloo --steps 3\n{shown}"
         replace(readme, "tiny", block(text))
         replace(readme, "accuracy", headline(table))
+        for name, words, code in CHECKS:
+            replace(ROOT / "docs/check.md", name, block(planner(words, folder, code)))
         names = " ".join(file.name for file in files)
         printed = run([sys.executable, "-m", "planner", "validate", *map(str, files)], folder)
         page = block(f"$ planner validate {names}\n{printed}")

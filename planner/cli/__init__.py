@@ -1,6 +1,7 @@
 """The command ``planner``: each command parses, calls one function and prints.
 
-Exit codes: 0 yes, 1 an honest no (nothing fits), 2 bad input, 70 a bug of ours, 130 interrupted.
+Exit codes: 0 yes, 1 an honest no (nothing fits), 2 bad input, 3 too close to tell (check), 70 a bug
+of ours, 130 interrupted.
 Answers go to stdout; errors, progress and hints to stderr.
 """
 
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from planner.cli import catalog, export, profile, recommend, validate
+from planner.cli import catalog, check, export, profile, recommend, validate
 from planner.errors import PlannerError
 
 BUG, INTERRUPTED = 70, 130
@@ -43,6 +44,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("recommend")(recommend.recommend)
+app.command("check")(check.check)
+app.add_typer(check.explain, name="explain")
 app.command("export")(export.export)
 app.command("validate")(validate.validate)
 app.command("profile")(profile.profile)

@@ -1,0 +1,133 @@
+"""``planner check`` and ``planner explain memory``: does one layout fit, and where bytes go."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli.output import show
+
+if TYPE_CHECKING:
+    from planner.cli.question import Question
+
+NO, UNSURE = 1, 3
+
+Model = Annotated[
+    str,
+    typer.Argument(help="A shipped name, a config.json, or a plan file.", metavar="MODEL|PLAN"),
+]
+Cluster = Annotated[
+    str | None, typer.Option(help="A shipped name (planner clusters) or a YAML file.")
+]
+Nodes = Annotated[int | None, typer.Option(min=1, help="Machines.", metavar="N")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Sequences of one step.", metavar="B")]
+Length = Annotated[int | None, typer.Option(min=1, help="Tokens of one sequence.", metavar="S")]
+Precision = Annotated[str, typer.Option(help="bf16, fp16, fp8, ...", metavar="TYPE")]
+Runner = Annotated[str, typer.Option("--target", help="torch, megatron or auto.", metavar="NAME")]
+Tensor = Annotated[int, typer.Option(min=1, help="Tensor parallel.", metavar="D")]
+Context = Annotated[int, typer.Option(min=1, help="Context parallel.", metavar="D")]
+Pipeline = Annotated[int, typer.Option(min=1, help="Pipeline stages.", metavar="D")]
+Chunks = Annotated[int, typer.Option(min=1, help="Chunks of each pipeline rank.", metavar="D")]
+Expert = Annotated[int, typer.Option(min=1, help="Expert parallel.", metavar="D")]
+ExpertTensor = Annotated[int, typer.Option(min=1, help="Tensor parallel of experts.", metavar="D")]
+Micro = Annotated[int, typer.Option(min=1, help="Sequences of a micro-batch.", metavar="D")]
+Zero = Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage.", metavar="0-3")]
+Again = Annotated[str, typer.Option(help="none, selective or full.", metavar="KIND")]
+Sequence = Annotated[bool, typer.Option(help="Split activations over tensor-parallel ranks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+explain = typer.Typer(no_args_is_help=True, help="Explain one layout.")
+
+
+def check(
+    model: Model,
+    cluster: Cluster = None,
+    nodes: Nodes = None,
+    global_batch: Batch = None,
+    seq_len: Length = None,
+    precision: Precision = "bf16",
+    target: Runner = "auto",
+    tp: Tensor = 1,
+    cp: Context = 1,
+    pp: Pipeline = 1,
+    vpp: Chunks = 1,
+    ep: Expert = 1,
+    etp: ExpertTensor = 1,
+    micro_batch: Micro = 1,
+    zero: Zero = 1,
+    recompute: Again = "none",
+    sequence_parallel: Sequence = True,
+    as_json: Json = False,
+) -> None:
+    """Say whether one layout starts and fits: exit 0 yes, 1 no, 3 too close to tell."""
+    from planner.cli.question import Degrees, asked
+    from planner.report.memory import check_json, check_report, checked
+
+    degrees = Degrees(
+        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel
+    )  # fmt: skip
+    question = asked(
+        model, cluster, nodes, global_batch, seq_len, precision, target, degrees
+    )  # fmt: skip
+    found = checked(question.model, question.cluster, question.job, question.layout,
+                    question.split, question.problems())  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(check_json(found), indent=1))
+    else:
+        show(check_report(found, question.cluster))
+    raise typer.Exit({"fits": 0, "too close to tell": UNSURE}.get(found.verdict, NO))
+
+
+@explain.command("memory")
+def explain_memory(
+    model: Model,
+    cluster: Cluster = None,
+    nodes: Nodes = None,
+    global_batch: Batch = None,
+    seq_len: Length = None,
+    precision: Precision = "bf16",
+    target: Runner = "auto",
+    tp: Tensor = 1,
+    cp: Context = 1,
+    pp: Pipeline = 1,
+    vpp: Chunks = 1,
+    ep: Expert = 1,
+    etp: ExpertTensor = 1,
+    micro_batch: Micro = 1,
+    zero: Zero = 1,
+    recompute: Again = "none",
+    sequence_parallel: Sequence = True,
+    as_json: Json = False,
+) -> None:
+    """Show where the bytes of one layout go, and the cheapest changes that lower the peak."""
+    from planner.cli.question import Degrees, asked
+
+    degrees = Degrees(
+        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel
+    )  # fmt: skip
+    question = asked(
+        model, cluster, nodes, global_batch, seq_len, precision, target, degrees
+    )  # fmt: skip
+    _explain_memory(question, as_json)
+
+
+def _explain_memory(question: "Question", as_json: bool) -> None:
+    from planner.cost.layer import Prices
+    from planner.errors import LayoutError
+    from planner.report.memory import checked, explanation_json, memory_report
+    from planner.search.changes import cheapest, single_changes
+
+    problems = question.problems()
+    if problems:
+        raise LayoutError(problems)
+    found = checked(question.model, question.cluster, question.job, question.layout,
+                    question.split, problems)  # fmt: skip
+    prices = Prices(question.model, question.cluster, question.job)
+    changes = cheapest(
+        single_changes(prices, question.layout, question.target, question.split),
+        found.capacity_bytes, found.fullest.device,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(explanation_json(found, changes), indent=1))
+    else:
+        show(memory_report(found, question.cluster, changes))

@@ -1,0 +1,113 @@
+"""The question that ``check`` and ``explain`` answer: one layout of a job on a cluster."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.cli.request import chosen_cluster, chosen_job, chosen_target
+from planner.errors import LayoutError, SpecError
+from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.rules import layout_problems
+from planner.layout.stages import Split
+from planner.plan import Plan
+from planner.search.targets import TARGETS, Target
+from planner.spec.cluster import ClusterSpec
+from planner.spec.files import load
+from planner.spec.huggingface import load_model
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    """What the user states of a layout; data parallelism is what is left of the GPUs."""
+
+    tp: int = 1
+    cp: int = 1
+    pp: int = 1
+    vpp: int = 1
+    ep: int = 1
+    etp: int = 1
+    micro_batch: int = 1
+    zero: int = 1
+    recompute: str = "none"
+    sequence_parallel: bool = True
+
+    def layout(self, gpus: int) -> Layout:
+        """Return the layout on ``gpus`` GPUs; LayoutError where they do not divide."""
+        if self.recompute not in set(Recompute):
+            kinds = ", ".join(Recompute)
+            raise SpecError(f"--recompute: {self.recompute!r} is not known; use one of {kinds}")
+        block = self.tp * self.cp * self.pp
+        if gpus % block:
+            raise LayoutError(
+                f"tp*cp*pp={block} does not divide the {gpus} GPUs; "
+                "change a degree or --nodes until it does"
+            )
+        dp = gpus // block
+        return Layout(
+            self.tp, self.cp, self.pp, self.vpp, dp, self.ep, self.etp, self.micro_batch,
+            self.sequence_parallel and self.tp > 1, Shard.zero(self.zero, dp * self.cp),
+            Recompute(self.recompute),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One layout of a job on a cluster; ``split`` where its stages are written out."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    job: JobSpec
+    target: Target
+    layout: Layout
+    split: Split | None
+
+    def problems(self) -> list[str]:
+        """Return every rule that the layout breaks, of any program and of the target."""
+        found = layout_problems(self.model, self.cluster, self.job, self.layout)
+        if self.target.problems:
+            found += self.target.problems(self.model, self.job, self.layout)
+        return list(dict.fromkeys(found))
+
+
+def of_plan(plan: Plan) -> Question:
+    """Return the question whether a written plan fits."""
+    record = plan.layout
+    names = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch", "sequence_parallel")
+    layout = Layout(
+        **{name: getattr(record, name) for name in names},
+        shard=Shard(record.shard_weights, record.shard_gradients, record.shard_optimizer),
+        recompute=Recompute(record.recompute),
+    )
+    again = tuple(stage.recompute_layers for stage in plan.stages)
+    split = Split(tuple(stage.layers for stage in plan.stages), again)
+    target = next(
+        (one for one in TARGETS.values() if one.software == plan.job.software), TARGETS["megatron"]
+    )
+    return Question(plan.model, plan.cluster, plan.job, target, layout, split)
+
+
+def asked(
+    model: str,
+    cluster: str | None,
+    nodes: int | None,
+    global_batch: int | None,
+    seq_len: int | None,
+    precision: str,
+    target: str,
+    degrees: Degrees,
+) -> Question:
+    """Return the question of a model and options, or of a plan file."""
+    path = Path(model)
+    if path.suffix == ".json" and path.is_file() and '"rank_map"' in path.read_text("utf-8"):
+        return of_plan(load(Plan, path))
+    needed = {"--cluster": cluster, "--global-batch": global_batch, "--seq-len": seq_len}
+    missing = [name for name, value in needed.items() if value is None]
+    if missing or cluster is None or global_batch is None or seq_len is None:
+        raise SpecError(f"{name}: is needed, unless a plan file is given" for name in missing)
+    spec = load_model(model)
+    machines = chosen_cluster(cluster, nodes, None)
+    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
+    runner, _ = chosen_target(target, spec, job)
+    job = job.model_copy(update={"software": runner.software})
+    return Question(spec, machines, job, runner, degrees.layout(machines.gpus), None)

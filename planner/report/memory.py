@@ -1,0 +1,159 @@
+"""The answers of ``planner check`` and ``planner explain memory``: bytes by rank and component."""
+
+from dataclasses import asdict, dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from planner.layout.layout import Layout
+from planner.layout.stages import Split
+from planner.memory.estimate import RankMemory, rank_memory
+from planner.memory.interval import Verdict, memory_interval, verdict
+from planner.report.layout import column_table, section
+from planner.report.words import gib, percent, seconds
+from planner.search.changes import SingleChange
+from planner.spec.cluster import ClusterSpec
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+
+COMPONENTS = {
+    "weights": "weights",
+    "gradients": "grads",
+    "optimizer": "optim",
+    "buffers": "buffers",
+    "activations": "activ",
+    "working": "working",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One layout on one cluster: the memory of every pipeline rank, and what that means."""
+
+    label: str
+    problems: tuple[str, ...]
+    ranks: tuple[RankMemory, ...]
+    capacity_bytes: float
+    verdict: Verdict
+
+    @property
+    def fullest(self) -> RankMemory:
+        """Return the memory of the rank that needs most."""
+        return max(self.ranks, key=lambda rank: rank.device)
+
+
+def checked(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    job: JobSpec,
+    layout: Layout,
+    split: Split | None,
+    problems: list[str],
+) -> Checked:
+    """Return the memory of every rank of ``layout``; one with ``problems`` does not even start."""
+    capacity = cluster.gpu.memory_bytes
+    if problems:
+        return Checked(layout.label(), tuple(problems), (), capacity, Verdict.DOES_NOT_FIT)
+    ranks = tuple(rank_memory(model, job, layout, rank, split) for rank in range(layout.pp))
+    fullest = max(ranks, key=lambda rank: rank.device)
+    return Checked(layout.label(), (), ranks, capacity, verdict(fullest, capacity))
+
+
+def _sentence(found: Checked, cluster: ClusterSpec) -> Text:
+    if found.problems:
+        return Text(f"Does not start: {found.label} breaks these rules", style="bold")
+    low, high = memory_interval(found.fullest)
+    margin = found.capacity_bytes - found.fullest.device
+    side = f"{gib(margin)} GiB free" if margin >= 0 else f"{gib(-margin)} GiB short"
+    said = found.verdict[0].upper() + found.verdict[1:]
+    return Text(
+        f"{said}: {found.label} needs {gib(found.fullest.device)} GiB ({gib(low)} to {gib(high)}) "
+        f"on its fullest GPU, {side} of {gib(found.capacity_bytes)} GiB ({cluster.gpu.name})",
+        style="bold",
+    )
+
+
+def check_report(found: Checked, cluster: ClusterSpec) -> Group:
+    """Return the verdict; of a layout that does not start, every rule it breaks."""
+    lines = [Text(f"  - {problem}") for problem in found.problems]
+    return Group(_sentence(found, cluster), *lines)
+
+
+def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChange]) -> Group:
+    """Return the verdict, the bytes of every rank by component and the cheapest changes."""
+    full = found.fullest
+    peak = (
+        f"The peak is rank {found.ranks.index(full)}, {full.moment}. {gib(full.allocated)} GiB are "
+        f"allocated, {gib(full.reserved)} GiB reserved by torch; context and communicators, which "
+        f"torch does not count, take {gib(full.outside)} GiB."
+    )
+    parts: list[RenderableType] = [
+        _sentence(found, cluster),
+        section("Memory of each pipeline rank, GiB", _rank_table(found)),
+        Text(),
+        Text(peak),
+    ]
+    if changes:
+        parts.append(section("Single changes that lower the peak, cheapest first", _table(changes)))
+    return Group(*parts)
+
+
+def _rank_table(found: Checked) -> Table:
+    titles = (*COMPONENTS.values(), "reserve", "outside", "total")
+    table = column_table(("rank", "left"), *((title, "right") for title in titles))
+    for rank, memory in enumerate(found.ranks):
+        sizes = [getattr(memory, name) for name in COMPONENTS]
+        sizes += [memory.reserved - memory.allocated, memory.outside, memory.device]
+        table.add_row(str(rank), *(gib(size) for size in sizes))
+    return table
+
+
+def _table(changes: list[SingleChange]) -> Table:
+    table = column_table(
+        ("change", "left"), ("peak GiB", "right"), ("saves GiB", "right"), ("step", "right"),
+        ("slower", "right"),
+    )  # fmt: skip
+    for change in changes:
+        before = change.step_time_s - change.slower_s
+        table.add_row(
+            change.text,
+            gib(change.device_bytes),
+            gib(change.saved_bytes),
+            seconds(change.step_time_s),
+            percent(change.slower_s / before),
+        )
+    return table
+
+
+def check_json(found: Checked) -> dict[str, object]:
+    """Return the verdict as plain data."""
+    answer: dict[str, object] = {
+        "verdict": str(found.verdict),
+        "starts": not found.problems,
+        "problems": list(found.problems),
+        "layout": found.label,
+        "capacity_bytes": found.capacity_bytes,
+    }
+    if found.ranks:
+        low, high = memory_interval(found.fullest)
+        answer |= {
+            "memory_bytes": found.fullest.device,
+            "memory_low_bytes": low,
+            "memory_high_bytes": high,
+        }
+    return answer
+
+
+def explanation_json(found: Checked, changes: list[SingleChange]) -> dict[str, object]:
+    """Return the verdict with the bytes of every rank and the changes, as plain data."""
+    ranks = [
+        asdict(memory) | {"reserved": memory.reserved, "device": memory.device}
+        for memory in found.ranks
+    ]
+    listed = [
+        {name: value for name, value in asdict(change).items() if name != "layout"}
+        | {"layout": change.layout.label()}
+        for change in changes
+    ]
+    return check_json(found) | {"ranks": ranks, "changes": listed}
