@@ -109,6 +109,8 @@ def main() -> None:
         printed = run([sys.executable, "-m", "planner", "validate", *map(str, files)], folder)
         page = block(f"$ planner validate {names}\n{printed}")
         replace(ROOT / "docs/accuracy.md", "accuracy", page)
+        ablate = [sys.executable, str(ROOT / "scripts/ablate.py"), str(files[0].parent)]
+        replace(ROOT / "docs/accuracy.md", "ablation", run(ablate, folder))
 
 
 if __name__ == "__main__":

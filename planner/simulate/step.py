@@ -227,14 +227,16 @@ def step_interval(step: StepEstimate, cluster: ClusterSpec) -> tuple[float, floa
     """Return (low, high) seconds between which about four of five measured runs lie.
 
     Shares are the 10th and 90th percentile of measured ÷ estimated over the replayed runs
-    (``planner validate``): tighter for dense models inside a node, wider where tensor parallelism
-    crosses nodes or experts are exchanged.
+    (``planner validate``): tighter for dense models without a pipeline over nodes, wider where
+    tensor parallelism or a pipeline crosses nodes or experts are exchanged.
     """
     low, high = 0.9, 1.25
     if step.layout.tp > cluster.domain_gpus:
         low, high = 0.7, 1.6
     elif step.layout.ep > 1:
         low, high = 0.75, 1.5
+    elif step.layout.pp > 1 and cluster.nodes > 1:
+        low, high = 0.8, 1.5
     return low * step.step_time_s, high * step.step_time_s
 
 

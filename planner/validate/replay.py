@@ -57,12 +57,16 @@ def estimate_case(case: Case) -> StepEstimate:
 def estimate_row(row: dict[str, str]) -> RowEstimate:
     """Estimate one row, or say why it cannot be."""
     try:
-        case = read_case(row)
-        step = estimate_case(case)
+        return estimate_named(row["id"], read_case(row))
     except (Skip, PlannerError) as reason:
         return RowEstimate(row["id"], str(reason))
+
+
+def estimate_named(name: str, case: Case) -> RowEstimate:
+    """Estimate the run ``name``."""
+    step = estimate_case(case)
     return RowEstimate(
-        row["id"],
+        name,
         None,
         step.step_time_s,
         *step_interval(step, case.cluster),

@@ -347,6 +347,7 @@ def test_schedules_have_names() -> None:
 INTERVALS = [
     (Layout(dp=16), (0.9, 1.25)),
     (Layout(tp=16, sequence_parallel=True), (0.7, 1.6)),
+    (Layout(pp=4, dp=4), (0.8, 1.5)),
 ]
 
 
