@@ -19,16 +19,16 @@ class _VocabularyLoss(torch.autograd.Function):
         ctx: Any, logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None
     ) -> Tensor:
         """``logits`` [tokens, local vocabulary], ``targets`` [tokens] over the whole vocabulary."""
-        scores = logits.float()
+        scores = logits.to(torch.float32, copy=True)  # the only one; all that follows is in place
         largest = scores.max(dim=-1).values
         if group is not None:
             dist.all_reduce(largest, dist.ReduceOp.MAX, group)
-        scores = scores - largest[:, None]
+        scores.sub_(largest[:, None])
         index = targets - first
         mine = (index >= 0) & (index < logits.shape[-1])
         index = index.clamp(0, logits.shape[-1] - 1)
         picked = scores.gather(-1, index[:, None]).squeeze(-1) * mine
-        sums = torch.stack((scores.exp().sum(dim=-1), picked))
+        sums = torch.stack((scores.exp_().sum(dim=-1), picked))
         if group is not None:
             dist.all_reduce(sums, dist.ReduceOp.SUM, group)
         log_sum = sums[0].log()
@@ -39,7 +39,7 @@ class _VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """Softmax minus the one-hot target, over the number of tokens."""
         logits, normaliser, index, mine = ctx.saved_tensors
-        probability = (logits.float() - normaliser[:, None]).exp_()
+        probability = logits.to(torch.float32, copy=True).sub_(normaliser[:, None]).exp_()
         probability.scatter_add_(-1, index[:, None], -mine.to(probability.dtype)[:, None])
         probability.mul_(gradients[0] / logits.shape[0])
         return probability.to(logits.dtype), None, None, None

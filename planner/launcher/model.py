@@ -95,14 +95,15 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         sigmoid = gate.sigmoid()
-        slope = sigmoid * (1 + gate * (1 - sigmoid))
-        return gradients[0] * up * slope, gradients[0] * gate * sigmoid
+        slope = (1 - sigmoid).mul_(gate).add_(1).mul_(sigmoid)
+        # in place: a layer's backward pass is fullest here
+        return slope.mul_(up).mul_(gradients[0]), sigmoid.mul_(gate).mul_(gradients[0])
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

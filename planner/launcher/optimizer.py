@@ -51,7 +51,8 @@ def gradient_norm(
 @torch.no_grad()
 def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Scale all gradients so that their ``norm`` is at most ``limit``."""
-    factor = (limit / (norm + 1e-6)).clamp(max=1.0).item()
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad.mul_(factor)
+            gradient = parameter.grad
+            (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor)

@@ -20,16 +20,21 @@ class TiedCopies:
         ranks = grid.mesh.mesh.flatten(1)  # pipeline, everything else
         ends = ranks[[0, -1]].T.tolist()
         self.group, _ = dist.new_subgroups_by_enumeration(ends)  # type: ignore[no-untyped-call]
-        self.embedding: nn.Parameter | None = None
-        self.head: nn.Parameter | None = None
-        for stage in stages:
-            named = dict(stage.named_parameters())
-            self.embedding = named.get("embedding.weight", self.embedding)
-            self.head = named.get("head.weight", self.head)
+        self.stages = stages
+
+    def _copy(self, name: str) -> nn.Parameter | None:
+        found = (stage.get_submodule(name) for stage in self.stages if getattr(stage, name))
+        weights = (getattr(module, "weight", None) for module in found)
+        return next((weight for weight in weights if isinstance(weight, nn.Parameter)), None)
+
+    @property
+    def head(self) -> nn.Parameter | None:
+        """The copy of the last stage, where this rank holds it."""
+        return self._copy("head")
 
     def add_gradients(self) -> None:
         """Sum the two gradients; ranks that hold neither copy have nothing to do."""
-        for parameter in (self.embedding, self.head):
+        for parameter in (self._copy("embedding"), self.head):
             if parameter is not None:
                 assert isinstance(parameter.grad, DTensor)
                 dist.all_reduce(parameter.grad.to_local(), group=self.group)

@@ -42,27 +42,55 @@ class Step:
     gradient_norm: float | None
 
 
-class Job:
-    """The model of this rank, ready to train. Building it is collective."""
+@dataclass(frozen=True)
+class Skeleton:
+    """The groups and stages of this rank, split and sharded, before anything is in memory."""
 
-    def __init__(self, plan: PlanFile, options: Options, device: torch.device) -> None:
+    grid: Grid
+    stages: dict[int, Decoder]
+    tied: TiedCopies | None
+
+
+def build_skeleton(plan: PlanFile, options: Options, device: torch.device) -> Skeleton:
+    """Make every process group and every stage, on the meta device. Collective."""
+    grid = build_grid(plan, device)
+    numbers = range(grid.pp_rank, len(plan.stages), grid.pp)
+    stages = {n: build_stage(plan, n, grid, options) for n in numbers}
+    tied = plan.model.tied_embeddings and plan.layout.pp > 1
+    return Skeleton(grid, stages, TiedCopies(grid, list(stages.values())) if tied else None)
+
+
+class Job:
+    """The model of this rank, ready to train. No rank ever holds a stage whole.
+
+    Making groups and splitting tensors is over before the first byte is allocated, so a trace of
+    memory can take ``skeleton`` from outside and watch everything else.
+    """
+
+    def __init__(
+        self,
+        plan: PlanFile,
+        options: Options,
+        device: torch.device,
+        skeleton: Skeleton | None = None,
+    ) -> None:
+        """Build and fill the stages of this rank. Collective."""
+        skeleton = skeleton or build_skeleton(plan, options, device)
         self.plan, self.options, self.device = plan, options, device
-        self.grid = build_grid(plan, device)
-        self.runner, stages = self._build()
-        self.parameters = [p for stage in stages for p in stage.parameters()]
-        tied = plan.model.tied_embeddings and plan.layout.pp > 1
-        self.tied = TiedCopies(self.grid, stages) if tied else None
+        self.grid, self.tied = skeleton.grid, skeleton.tied
+        self.stages = list(skeleton.stages.values())
+        for stage in self.stages:
+            stage.to_empty(device=device)
+            initialise(stage, options.seed, tied_head=plan.model.tied_embeddings)
+        self.runner = self._runner(skeleton.stages)
+        self.parameters = [p for stage in self.stages for p in stage.parameters()]
         self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr)
 
-    def _build(self) -> tuple[Runner, list[Decoder]]:
-        plan, grid = self.plan, self.grid
-        numbers = range(grid.pp_rank, len(plan.stages), grid.pp)
-        stages = {n: build_stage(plan, n, grid, self.options, self.device) for n in numbers}
-        loss = _loss(plan, grid)
-        if grid.pp == 1:
-            return Loop(plan, stages[0], loss), list(stages.values())
-        pipeline = Pipeline(plan, grid, stages, loss, self.options.dtype, self.device)
-        return pipeline, list(stages.values())
+    def _runner(self, stages: dict[int, Decoder]) -> Runner:
+        loss = _loss(self.plan, self.grid)
+        if self.grid.pp == 1:
+            return Loop(self.plan, stages[0], loss)
+        return Pipeline(self.plan, self.grid, stages, loss, self.options.dtype, self.device)
 
     def _batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Return tokens and targets [rows, seq] of this rank's share of the global batch."""
@@ -72,7 +100,7 @@ class Job:
         batch = rows(first, count, number, self.options.seed, plan.seq_len, plan.model.vocab)
         return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
-    def _clip(self) -> float | None:
+    def _clip(self) -> Tensor | None:
         if not self.options.clip:
             return None
         copy = self.tied.head if self.tied is not None else None
@@ -80,9 +108,10 @@ class Job:
         group = self.grid.mesh.get_group("pipeline") if self.grid.pp > 1 else None
         norm = gradient_norm(counted, group, self.device)
         clip_gradients(self.parameters, norm, self.options.clip)
-        return norm.item()
+        return norm
 
-    def _update(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor | None, float | None]:
+    def update(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Train on this rank's rows [rows, seq]; return its loss, if it has one, and the norm."""
         self.optimizer.zero_grad()
         loss = self.runner.step(tokens.to(self.device), targets.to(self.device))
         if self.tied is not None:
@@ -96,10 +125,11 @@ class Job:
         tokens, targets = self._batch(number)
         self._wait()
         begin = time.perf_counter()
-        loss, norm = self._update(tokens, targets)
+        loss, norm = self.update(tokens, targets)
         self._wait()
         seconds = time.perf_counter() - begin
-        return Step(number, self._slowest(seconds), self._mean(loss), norm)
+        length = None if norm is None else norm.item()
+        return Step(number, self._slowest(seconds), self._mean(loss), length)
 
     def steps(self) -> Iterator[Step]:
         """Run all steps, numbered from 1."""
@@ -124,17 +154,13 @@ class Job:
         return (pair[0] / pair[1]).item()
 
 
-def build_stage(
-    plan: PlanFile, number: int, grid: Grid, options: Options, device: torch.device
-) -> Decoder:
-    """Return stage ``number``, split, sharded and filled; no rank ever holds it whole."""
+def build_stage(plan: PlanFile, number: int, grid: Grid, options: Options) -> Decoder:
+    """Return stage ``number``, split and sharded, on the meta device."""
     with torch.device("meta"):
         stage = Decoder(plan.model, plan.stages[number])
     if grid.tp > 1:
         split_tensors(stage, grid.mesh["tensor"], plan.layout.sequence_parallel)
     shard_data(stage, grid.data_mesh, plan.layout, options.dtype)
-    stage.to_empty(device=device)
-    initialise(stage, options.seed, tied_head=plan.model.tied_embeddings)
     return stage
 
 

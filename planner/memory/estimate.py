@@ -12,6 +12,7 @@ from planner.memory.working import (
     gathered_bytes,
     layer_working_bytes,
     loss_working_bytes,
+    receive_bytes,
     step_working_bytes,
 )
 from planner.model.operations import Shape
@@ -123,7 +124,8 @@ def rank_memory(
     held = 0.0  # activations of one micro-batch through all chunks of this rank
     for count, moe_layer, recompute in mine.kinds(layout.recompute):
         held += count * layer_bytes(model, shape, software, recompute, moe_layer)
-    passes = peak_chunk_passes(layout.pp, layout.vpp, layout.micro_batches(job.global_batch), rank)
+    micro_batches = layout.micro_batches(job.global_batch)
+    passes = peak_chunk_passes(layout.pp, layout.vpp, micro_batches, rank)
     kept = held * passes / layout.vpp
     by_moment = moments(model, job, layout, mine)
     moment = max(by_moment, key=by_moment.__getitem__)
@@ -131,11 +133,15 @@ def rank_memory(
     stepping = step_working_bytes(sharded_parameters(local, layout), software)
     if stepping > kept + working:
         kept, working, moment = 0.0, stepping, "optimizer step"
+    gradients = states.gradients
+    if software.whole_table_gradient and mine.embedding and layout.shard.gradients == 1:
+        gradients += software.gradient_bytes * model.vocab * model.hidden * (1 - 1 / layout.tp)
     return RankMemory(
         states.weights,
-        states.gradients,
+        gradients,
         states.optimizer,
-        buffer_bytes(model, shape, software, mine.moe + mine.moe_recomputed > 0),
+        buffer_bytes(model, shape, software, mine.moe + mine.moe_recomputed > 0)
+        + receive_bytes(model, shape, software, layout, rank, micro_batches),
         kept,
         working,
         outside_bytes(layout),

@@ -22,8 +22,14 @@ WORKSPACE_BYTES = 52 * MIB
 # Bytes per logit at the moment of the loss: eager, the 2-byte logits, their fp32 log-softmax and
 # the gradients of both in fp32 (torchtitan's eager runs of Llama-3-8B: within 2.5 % of what they
 # print); half, a 2-byte log-softmax and its gradient; in place, one fp32 copy that becomes
-# the gradient; fused, the logits become the gradient.
-LOSS_BYTES = {"eager": 2 + 4 + 4 + 4, "half": 2 + 2 + 2, "in_place": 2 + 4, "fused": 2}
+# the gradient; remade, the same beside the 2-byte gradient; fused, the logits become the gradient.
+LOSS_BYTES = {
+    "eager": 2 + 4 + 4 + 4,
+    "half": 2 + 2 + 2,
+    "in_place": 2 + 4,
+    "remade": 2 + 4 + 2,
+    "fused": 2,
+}
 
 
 def scores_working_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
@@ -59,7 +65,9 @@ def layer_working_bytes(
     else:
         rows, inner = shape.tokens, model.ffn_hidden / shape.tp
         mlp = whole + split
+    # gradients of what the activation took; one more tensor where it is no kernel of its own
     mlp += 2 * rows * inner * (2 if model.gated_mlp else 1)
+    mlp += 0 if software.fused_kernels else 2 * rows * inner
     scores = scores_working_bytes(model, shape, software)
     if not scores:
         return mlp
@@ -86,13 +94,30 @@ def gathered_bytes(
 ) -> float:
     """Return the weights that sharding gathers at one time, and one layer's whole gradient.
 
-    The layer at work and the one being prefetched; nothing under a pipeline, which keeps them.
+    Weights of the layer at work and of the one being prefetched (ZeRO-3); nothing under a
+    pipeline, which keeps them.
     """
-    if layout.shard.weights == 1 or layout.pp > 1:
+    if layout.shard.gradients == 1 or layout.pp > 1:
         return 0.0
     whole = layer_parameters(model, moe_layer)
     local = (whole.total - whole.experts) / shape.tp + whole.experts / (shape.ep * shape.etp)
-    return (2 * 2 + software.reduce_bytes) * local
+    gathered = 2 * 2 if layout.shard.weights > 1 else 0
+    return (gathered + software.reduce_bytes) * local
+
+
+def receive_bytes(
+    model: ModelSpec, shape: Shape, software: SoftwareSpec, layout: Layout, rank: int, count: int
+) -> float:
+    """Return the buffers for activations and gradients of ``count`` micro-batches from neighbours.
+
+    torch makes one for each micro-batch of each stage (torch/distributed/pipelining/stage.py,
+    ``_prepare_forward_infra`` and ``_prepare_backward_infra``); others reuse one or two.
+    """
+    if not software.keeps_receive_buffers or layout.pp == 1:
+        return 0.0
+    ends = (rank == 0) + (rank == layout.pp - 1)  # the first stage and the last have one neighbour
+    each = 2 * shape.tokens * model.hidden / (shape.tp if shape.sequence_parallel else 1)
+    return each * count * (2 * layout.vpp - ends)
 
 
 @lru_cache(maxsize=16384)

@@ -13,7 +13,13 @@ from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
 
 ACTIVATION_BYTES = 2
-LOSS_TRAFFIC = {"eager": 22, "half": 8, "in_place": 22, "fused": 4}  # bytes per logit, forward
+LOSS_TRAFFIC = {
+    "eager": 22,
+    "half": 8,
+    "in_place": 22,
+    "remade": 22,
+    "fused": 4,
+}  # bytes per logit, forward
 
 
 class Gemm(NamedTuple):

@@ -22,10 +22,10 @@ class SoftwareSpec(BaseModel):
     gathers_logits: bool = Field(
         False, description="Every tensor-parallel rank computes the loss of the whole vocabulary."
     )
-    loss: Literal["eager", "half", "in_place", "fused"] = Field(
+    loss: Literal["eager", "half", "in_place", "remade", "fused"] = Field(
         "eager",
         description="Cross-entropy over fp32 copies, in 2 bytes, over one fp32 copy in place "
-        "(Megatron's vocabulary-parallel loss), or in one kernel.",
+        "(Megatron's vocabulary-parallel loss), one remade in the backward pass, or one kernel.",
     )
     dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")
     fused_gradient_accumulation: bool = Field(
@@ -91,6 +91,13 @@ class SoftwareSpec(BaseModel):
         0.0, ge=0, lt=1, description="Share of nodes whose pipeline messages take far too long."
     )
     slow_node_message_s: float = Field(0.0, ge=0, description="Seconds of one such message.")
+    keeps_receive_buffers: bool = Field(
+        False,
+        description="Every micro-batch has buffers of its own for what neighbour stages send.",
+    )
+    whole_table_gradient: bool = Field(
+        False, description="Under tensor parallelism the embedding has its whole gradient."
+    )
     moe_sends_once: bool = Field(
         False,
         description="A token crosses the network once for each domain that holds experts of its "

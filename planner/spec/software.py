@@ -61,6 +61,7 @@ TORCH_FSDP = SoftwareSpec(
     regather_sequence=False,
     overlap_tp_wgrad=False,
     reduces_after_pipeline=True,
+    keeps_receive_buffers=True,
     reduce_bytes=2,
     gradient_bytes=4,
 )
@@ -69,6 +70,8 @@ TORCH_FSDP = SoftwareSpec(
 TORCH_LAUNCHER = TORCH_FSDP.model_copy(
     update={
         "name": "torch-launcher",
+        "loss": "remade",
+        "whole_table_gradient": True,
         "selective_recomputes_products": False,
         "reduce_bytes": 4,
         "fused_kernels": False,  # eager rotary; SwiGLU keeps its two inputs, torch's norm is fused

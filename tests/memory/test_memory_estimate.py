@@ -272,3 +272,18 @@ def test_stage_0_of_a_pipeline_is_the_fullest() -> None:
     assert kept == sorted(kept, reverse=True)
     # 1 + (p - 1) / (p v) times all layers on the first, 1 + (v - 1) p of p v chunks on the last
     assert kept[0] / kept[7] == pytest.approx((24 + 7) / (2 * 8 + 1))
+
+
+def test_a_table_split_by_rows_has_its_whole_gradient_on_the_first_stage() -> None:
+    layout = Layout(tp=4, pp=2)
+    stack = MEGATRON_CORE.model_copy(update={"whole_table_gradient": True})
+    asked = JOB.model_copy(update={"software": stack})
+
+    more = [
+        rank_memory(small(), asked, layout, rank).gradients
+        - rank_memory(small(), JOB, layout, rank).gradients
+        for rank in (0, 1)
+    ]
+
+    table = small().vocab * small().hidden
+    assert more == pytest.approx([stack.gradient_bytes * table * 3 / 4, 0])

@@ -14,6 +14,7 @@ from planner.memory.working import (
     gathered_bytes,
     layer_working_bytes,
     loss_working_bytes,
+    receive_bytes,
     scores_working_bytes,
     step_working_bytes,
 )
@@ -96,7 +97,7 @@ def test_splitting_never_needs_more(stack: SoftwareSpec, moe_layer: bool) -> Non
 
 
 # kind of loss; the logits of 4096 tokens and 131072 words outweigh the gradient of the matrix
-@pytest.mark.parametrize("loss", ["eager", "half", "in_place"])
+@pytest.mark.parametrize("loss", ["eager", "half", "in_place", "remade"])
 def test_logits_at_the_moment_of_the_loss(loss: str) -> None:
     spec = small(vocab=131072)
 
@@ -139,10 +140,10 @@ def test_the_vocabulary_is_padded(tp: int, vocab: int) -> None:
     assert sizes[0] == sizes[1]
 
 
-# layout, copies of one layer: the one at work and the next, and a gradient on the wire
+# layout, bytes of each parameter of a layer: the one at work and the next, its whole gradient
 GATHERED = [
     (layout_with(3, dp=8), 2 * 2 + 4),
-    (layout_with(2, dp=8), 0),
+    (layout_with(2, dp=8), 4),
     (layout_with(1, dp=8), 0),
     (layout_with(3, dp=8, pp=2), 0),  # a pipeline keeps its weights whole
 ]
@@ -193,3 +194,48 @@ def test_optimizer_step() -> None:
 
     assert step_working_bytes(1e9, stack) == 2e9
     assert step_working_bytes(1e9, MEGATRON_CORE) == 0
+
+
+# pp, vpp, rank, neighbours whose messages the chunks of the rank receive
+RECEIVED = [
+    (4, 1, 0, 1),
+    (4, 1, 1, 2),
+    (4, 1, 3, 1),
+    (2, 2, 0, 3),
+    (2, 2, 1, 3),
+    (1, 1, 0, 0),
+]
+
+
+@pytest.mark.parametrize(("pp", "vpp", "rank", "neighbours"), RECEIVED)
+def test_torch_keeps_a_buffer_for_every_message(
+    pp: int, vpp: int, rank: int, neighbours: int
+) -> None:
+    layout, shape = Layout(pp=pp, vpp=vpp), Shape(1, SEQ)
+
+    kept, reused = (
+        receive_bytes(small(), shape, software(keeps_receive_buffers=keeps), layout, rank, 8)
+        for keeps in (True, False)
+    )
+
+    assert kept == neighbours * 8 * U
+    assert reused == 0
+
+
+def test_shards_are_received_as_shards() -> None:
+    layout, stack = Layout(tp=4, pp=2), software(keeps_receive_buffers=True)
+    whole, shards = (
+        receive_bytes(small(), Shape(1, SEQ, tp=4, sequence_parallel=sp), stack, layout, 0, 8)
+        for sp in (False, True)
+    )
+
+    assert whole == pytest.approx(4 * shards)
+
+
+def test_an_activation_of_several_kernels_holds_one_tensor_more() -> None:
+    fused, eager = (
+        layer_working_bytes(small(), Shape(1, SEQ), software(fused_kernels=fused), False)
+        for fused in (True, False)
+    )
+
+    assert eager - fused == 2 * SEQ * small().ffn_hidden

@@ -1,0 +1,54 @@
+"""Layouts to trace: large enough that rounding to 512 bytes does not matter."""
+
+from typing import Any
+
+from planner.plan import Plan
+from planner.spec.job import JobSpec
+from planner.spec.software import TORCH_LAUNCHER
+from tests.formats.plans import build_plan, llama
+
+MODEL = llama(
+    name="llama-34m",
+    layers=8,
+    hidden=512,
+    heads=8,
+    kv_heads=4,
+    head_dim=64,
+    ffn_hidden=1536,
+    vocab=8192,
+)
+
+
+def plan(global_batch: int, zero: int = 0, **layout: Any) -> Plan:
+    """Return a plan of ``MODEL`` on sequences of 1024 tokens."""
+    job = JobSpec(global_batch=global_batch, seq_len=1024, software=TORCH_LAUNCHER)
+    return build_plan(MODEL, job_spec=job, zero=zero, **layout)
+
+
+SP: dict[str, Any] = {"sequence_parallel": True}
+HSDP: dict[str, Any] = {"shard_weights": 4, "shard_gradients": 4, "shard_optimizer": 4}
+HPZ: dict[str, Any] = {"shard_weights": 2, "shard_gradients": 8, "shard_optimizer": 8}
+
+# two micro-batches of two sequences without a pipeline
+LAYOUTS: dict[str, Plan] = {
+    "one rank": plan(4, micro_batch=2),
+    "zero0": plan(32, dp=8, micro_batch=2),
+    "zero1": plan(32, 1, dp=8, micro_batch=2),
+    "zero2": plan(32, 2, dp=8, micro_batch=2),
+    "zero3": plan(32, 3, dp=8, micro_batch=2),
+    "zero3 one micro-batch": plan(16, 3, dp=8, micro_batch=2),
+    "zero3 partial recompute": plan(32, 3, dp=8, micro_batch=2, recompute_layers=4),
+    "zero3 full recompute": plan(32, 3, dp=8, micro_batch=2, recompute_layers=8),
+    "hsdp": plan(32, dp=8, micro_batch=2, **HSDP),
+    "hpz": plan(32, dp=8, micro_batch=2, **HPZ),
+    "tp4": plan(4, tp=4, micro_batch=2),
+    "tp4 sp": plan(4, tp=4, micro_batch=2, **SP),
+    "tp4 sp full recompute": plan(4, tp=4, micro_batch=2, recompute_layers=8, **SP),
+    "tp2 dp4 sp zero3": plan(16, 3, tp=2, dp=4, micro_batch=2, **SP),
+    "pp4": plan(16, pp=4, micro_batch=2),
+    "pp4 full recompute": plan(16, pp=4, micro_batch=2, recompute_layers=2),
+    "pp2 vpp2": plan(16, pp=2, vpp=2, micro_batch=2),
+    "pp2 dp2 zero1": plan(16, 1, pp=2, dp=2, micro_batch=1),
+    "pp2 tp2 dp2": plan(16, 1, pp=2, tp=2, dp=2, micro_batch=1, **SP),
+    "pp2 tp2 dp2 recompute": plan(16, 1, pp=2, tp=2, dp=2, micro_batch=1, recompute_layers=2, **SP),
+}
