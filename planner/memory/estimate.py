@@ -17,7 +17,7 @@ from planner.memory.working import (
 )
 from planner.model.operations import Shape
 from planner.schedule.in_flight import peak_chunk_passes
-from planner.spec.job import JobSpec
+from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.units import MIB
 
@@ -109,6 +109,15 @@ def moments(model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers) -
     return found
 
 
+def table_gradient_bytes(
+    model: ModelSpec, software: SoftwareSpec, layout: Layout, mine: StageLayers
+) -> float:
+    """Return what the gradient of an embedding takes beyond the rank's own rows of it."""
+    if not (software.whole_table_gradient and mine.embedding) or layout.shard.gradients > 1:
+        return 0.0
+    return software.gradient_bytes * model.vocab * model.hidden * (1 - 1 / layout.tp)
+
+
 def rank_memory(
     model: ModelSpec,
     job: JobSpec,
@@ -133,9 +142,7 @@ def rank_memory(
     stepping = step_working_bytes(sharded_parameters(local, layout), software)
     if stepping > kept + working:
         kept, working, moment = 0.0, stepping, "optimizer step"
-    gradients = states.gradients
-    if software.whole_table_gradient and mine.embedding and layout.shard.gradients == 1:
-        gradients += software.gradient_bytes * model.vocab * model.hidden * (1 - 1 / layout.tp)
+    gradients = states.gradients + table_gradient_bytes(model, software, layout, mine)
     return RankMemory(
         states.weights,
         gradients,

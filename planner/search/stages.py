@@ -9,9 +9,15 @@ from planner.layout.layout import Layout, Recompute
 from planner.layout.local import layer_local, stage_local
 from planner.layout.stages import Split, StageLayers, stage_layers
 from planner.memory.activations import layer_bytes
-from planner.memory.estimate import allocated_limit, job_shape, moments, peak_memory
+from planner.memory.estimate import (
+    allocated_limit,
+    job_shape,
+    moments,
+    peak_memory,
+    table_gradient_bytes,
+)
 from planner.memory.states import state_bytes
-from planner.memory.working import buffer_bytes
+from planner.memory.working import buffer_bytes, receive_bytes
 from planner.schedule.orders import kept_moments, order
 from planner.search.partition import FloatArray, Partition, PartitionProblem, partition
 from planner.search.targets import Target
@@ -40,17 +46,19 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
     }
     stages = stage_layers(model, layout.pp * layout.vpp)
     ends = [StageLayers(0, 0, stage.embedding, stage.head) for stage in stages]
+    micro_batches = layout.micro_batches(job.global_batch)
     # the working bytes of the fullest moment, with a recomputed layer: the partition may need one
     # once on each rank, with its last chunk
     moe = any(kinds)
     alone = StageLayers(0, 0, dense_recomputed=int(not moe), moe_recomputed=int(moe))
     extra = [
         buffer_bytes(model, shape, software, moe)
+        + receive_bytes(model, shape, software, layout, rank, micro_batches)
         + max(moments(model, job, layout, replace(alone, head=end.head)).values())
-        for end in ends[-layout.pp :]
+        for rank, end in enumerate(ends[-layout.pp :])
     ]
+    extra[0] += table_gradient_bytes(model, software, layout, ends[0])
     extra = [0.0] * (len(ends) - layout.pp) + extra
-    micro_batches = layout.micro_batches(job.global_batch)
     in_flight = kept_moments(order(schedule_name(layout), layout.pp, micro_batches, layout.vpp))
     return PartitionProblem(
         stages=layout.pp,

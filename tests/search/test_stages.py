@@ -14,6 +14,7 @@ from planner.search.partition import PartitionProblem, objective_s, rank_bytes
 from planner.search.stages import improved, partition_problem
 from planner.search.targets import TARGETS
 from planner.simulate.step import StepEstimate, estimate_step
+from planner.spec.software import TORCH_LAUNCHER
 from planner.units import GIB
 from tests.properties.strategies import cluster, job, layout_with, model
 
@@ -264,3 +265,25 @@ def test_a_problem_is_one_record_with_all_that_the_partition_needs() -> None:
     assert isinstance(problem, PartitionProblem)
     assert (problem.limit_bytes < 76 * GIB).all()  # the driver's context is outside
     assert problem.tail_s == 0
+
+
+@pytest.mark.parametrize("degrees", [{"pp": 2, "dp": 4}, {"pp": 4, "tp": 2}, {"pp": 4, "vpp": 2}])
+def test_what_torch_keeps_is_in_the_bytes_of_a_rank(degrees: dict[str, int]) -> None:
+    """Receive buffers and the whole gradient of a split table."""
+    degrees = {"tp": 1, "dp": 1} | degrees
+    prices = Prices(
+        model("llama-3-8b"), cluster("dgx-h100", 1), job(64, 4096, software=TORCH_LAUNCHER)
+    )
+    layout = layout_with(1, **degrees)
+    split = equal_stages(prices, layout, 2)
+    found = rank_bytes(
+        partition_problem(prices, layout, ROOMY), split.layers, split.recomputed or ()
+    )
+
+    expected = [
+        rank_memory(prices.model, prices.job, layout, rank, split).allocated
+        for rank in range(layout.pp)
+    ]
+
+    assert (found >= np.array(expected) * (1 - 1e-9)).all()
+    assert found == pytest.approx(expected, rel=0.15)
