@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -283,27 +284,62 @@ def summarise(log: Log, rank: int, began: int, seconds: float) -> Traced:
     )
 
 
-def trace(plan: PlanFile, rank: int, options: Options = Options(dtype=torch.bfloat16)) -> Traced:
-    """Return what ``rank`` of ``plan`` needs. Once per process: it starts the process group."""
+@contextmanager
+def _gpu_kernels() -> Iterator[None]:
+    """Call the kernels of a GPU: they save other tensors for the backward pass than a CPU's."""
+    with (
+        mock.patch.object(F, "rms_norm", _fused_norm),
+        mock.patch.object(F, "scaled_dot_product_attention", _flash_attention),
+    ):
+        yield
+
+
+@contextmanager
+def _watching(memory: Memory) -> Iterator[None]:
+    trial = "_propagate_tensor_meta_non_cached"
+    with (
+        mock.patch.object(FSDPParamGroup, "post_backward", _named_gradients(memory)),
+        mock.patch.object(ShardingPropagator, trial, _unseen(memory)),
+        memory,
+    ):
+        yield
+
+
+def observe(plan: PlanFile, options: Options) -> Traced:
+    """Return what this rank of a real run on CPUs holds. Collective."""
+    begin = time.perf_counter()
+    skeleton = build_skeleton(plan, options, _CPU)
+    memory = Memory()
+    with _watching(memory):
+        began = run_two_steps(Job(plan, options, _CPU, skeleton), memory)
+    return summarise(memory.log, dist.get_rank(), began, time.perf_counter() - begin)
+
+
+def trace(
+    plan: PlanFile,
+    rank: int,
+    options: Options = Options(dtype=torch.bfloat16),
+    kernels: str = "gpu",
+) -> Traced:
+    """Return what ``rank`` of ``plan`` needs. Once per process: it starts the process group.
+
+    ``kernels`` is "gpu", or "cpu" for a comparison with ``observe``.
+    """
     begin = time.perf_counter()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # as the launcher does
     dist.init_process_group("fake", rank=rank, world_size=plan.layout.ranks, store=FakeStore())
     skeleton = build_skeleton(plan, options, _CPU)
     memory = Memory()
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(_PipelineSchedule, "_warmup_p2p", _static_shapes))
-        named = _named_gradients(memory)
-        stack.enter_context(mock.patch.object(FSDPParamGroup, "post_backward", named))
-        trial = "_propagate_tensor_meta_non_cached"
-        stack.enter_context(mock.patch.object(ShardingPropagator, trial, _unseen(memory)))
-        # what a GPU runs saves other tensors than what a CPU runs
-        stack.enter_context(mock.patch.object(F, "rms_norm", _fused_norm))
-        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _flash_attention))
+        if kernels == "gpu":
+            stack.enter_context(_gpu_kernels())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(memory)
+        stack.enter_context(_watching(memory))
         job = Job(plan, options, _CPU, skeleton)
         for group in job.optimizer.param_groups:
-            group["foreach"] = True  # torch's choice on a GPU
+            group["foreach"] = kernels == "gpu"  # torch's choice on a GPU
         began = run_two_steps(job, memory)
         return summarise(memory.log, rank, began, time.perf_counter() - begin)
 

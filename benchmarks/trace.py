@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry
 _ROUNDING = 512  # the CUDA caching allocator hands out multiples of this
 _OWNERS = ("/fsdp/_fully_shard/", "/pipelining/", "/torch/optim/", "/launcher/", "/tensor/")
 _COLLECTIVES = ("c10d", "_c10d_functional")
+_NOT_SENT = ("wait_tensor", "_wrap_tensor_autograd")
 _WAIT = torch.ops._c10d_functional.wait_tensor.default
 _DEVICE = torch.ops.prim.device.default
 
@@ -195,14 +196,15 @@ class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         self.log.operations += 1
-        if func.namespace in _COLLECTIVES and func is not _WAIT:
+        if func.namespace in _COLLECTIVES and func._opname not in _NOT_SENT:
             self._count_collective(func._opname, args, out)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.log.flops += formula(*args, **kwargs, out_val=out)
 
     def _count_collective(self, operation: str, args: Any, out: Any) -> None:
-        sizes = [sum(t.numel() * t.element_size() for t in _tensors(x)) for x in (args, out)]
+        buffers = (*args, out)
+        sizes = [sum(t.numel() * t.element_size() for t in _tensors(x)) for x in buffers]
         self.log.collectives[Collective(operation, self._ranks(_group(args)), max(sizes))] += 1
 
     def _ranks(self, group: str) -> tuple[int, ...]:
