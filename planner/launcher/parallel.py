@@ -1,88 +1,18 @@
-"""Tensor, sequence and data parallelism applied to one stage of the model."""
+"""Data parallelism applied to one stage of the model: FSDP over dense layers and over experts."""
+
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    PrepareModuleInput,
-    PrepareModuleOutput,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from .dispatch import Dispatch
+from .experts import Experts, MixtureOfExperts
+from .mesh import Grid, expert_data_mesh
 from .model import Block, Decoder, TiedHead
 from .plan_file import LayoutConfig
-
-_SEQUENCE = 1  # dimension of [batch, seq, hidden]
-_HEADS = 2  # dimension of [batch, seq, heads, head_dim]
-
-
-def _between(sequence_parallel: bool) -> Shard | Replicate:
-    """How a tensor between two tensor-parallel regions lies across the tensor-parallel ranks."""
-    return Shard(_SEQUENCE) if sequence_parallel else Replicate()
-
-
-def _split_block(block: Block, mesh: DeviceMesh, sequence_parallel: bool) -> None:
-    between = _between(sequence_parallel)
-    # gathered once for all products that read it, reduced once in the backward pass
-    entry = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
-    plan: dict[str, ParallelStyle] = {
-        "attention": entry,
-        "attention.query": ColwiseParallel(),
-        "attention.key": ColwiseParallel(),
-        "attention.value": ColwiseParallel(),
-        "attention.out": RowwiseParallel(output_layouts=between),
-        "mlp": entry,
-        "mlp.up": ColwiseParallel(),
-        "mlp.down": RowwiseParallel(output_layouts=between),
-    }
-    if block.mlp.gate is not None:
-        plan["mlp.gate"] = ColwiseParallel()
-    if block.attention.query_norm is not None:
-        # one weight for all heads: its gradient is summed over the ranks that hold the heads
-        over_heads = SequenceParallel(sequence_dim=_HEADS, use_local_output=True)
-        plan |= {"attention.query_norm": over_heads, "attention.key_norm": over_heads}
-    if sequence_parallel:
-        plan |= {"attention_norm": SequenceParallel(), "mlp_norm": SequenceParallel()}
-    parallelize_module(block, mesh, plan)
-
-
-def _split_head(stage: Decoder, mesh: DeviceMesh, sequence_parallel: bool) -> None:
-    between = _between(sequence_parallel)
-    if sequence_parallel:
-        parallelize_module(stage, mesh, {"norm": SequenceParallel()})
-    if not isinstance(stage.head, TiedHead):
-        split = ColwiseParallel(input_layouts=between, output_layouts=Shard(-1))
-        parallelize_module(stage, mesh, {"head": split})
-        return
-    gather = PrepareModuleInput(
-        input_layouts=(between, None), desired_input_layouts=(Replicate(), None)
-    )
-    local = PrepareModuleOutput(output_layouts=Shard(-1), desired_output_layouts=Shard(-1))
-    parallelize_module(stage, mesh, {"head": gather})
-    parallelize_module(stage, mesh, {"head": local})
-
-
-def split_tensors(stage: Decoder, mesh: DeviceMesh, sequence_parallel: bool) -> None:
-    """Split the matrices of ``stage`` over the tensor-parallel ``mesh``, in place.
-
-    Column then row products (Megatron-LM, arXiv 1909.08053); with ``sequence_parallel`` the norms
-    and everything sent between stages hold one part of the sequence (arXiv 2205.05198). Logits
-    stay split over the vocabulary.
-    """
-    rows = RowwiseParallel(input_layouts=Replicate(), output_layouts=_between(sequence_parallel))
-    tables = ("embedding", "positions")
-    present = {name: rows for name in tables if getattr(stage, name) is not None}
-    parallelize_module(stage, mesh, dict[str, ParallelStyle](present))
-    for block in stage.layers.values():
-        assert isinstance(block, Block)
-        _split_block(block, mesh, sequence_parallel)
-    if stage.head is not None:
-        _split_head(stage, mesh, sequence_parallel)
 
 
 def _reshard(layout: LayoutConfig) -> bool | int:
@@ -96,28 +26,100 @@ def _reshard(layout: LayoutConfig) -> bool | int:
     return layout.shard_weights
 
 
+def _mixtures(stage: Decoder) -> list[MixtureOfExperts]:
+    blocks = (block for block in stage.layers.values() if isinstance(block, Block))
+    return [block.mlp for block in blocks if isinstance(block.mlp, MixtureOfExperts)]
+
+
+def split_experts(stage: Decoder, grid: Grid) -> None:
+    """Give each rank its experts (``ep``) and its part of their matrices (``etp``), in place."""
+    for mixture in _mixtures(stage):
+        assert grid.expert_mesh is not None
+        mesh = grid.expert_mesh["ep", "etp"]
+        experts = mixture.experts
+        for name, weight in list(experts.named_parameters()):
+            inner = 2 if name == "down" else 1
+            split = distribute_tensor(weight, mesh, (Shard(0), Shard(inner)))
+            experts.register_parameter(name, nn.Parameter(split))
+        ep, etp = mesh["ep"].size(), mesh["etp"].size()
+        mixture.dispatch = Dispatch(mixture.dispatch.experts, ep, etp, grid.expert_group)
+
+
+def expert_parameters(stage: Decoder) -> list[nn.Parameter]:
+    """Return the parameters of all routed experts of ``stage``."""
+    return [weight for mixture in _mixtures(stage) for weight in mixture.experts.parameters()]
+
+
+def _expert_placement(experts: Experts, ranks: int) -> Shard:
+    """Shard over experts where they divide evenly, else over rows of every matrix if those do."""
+    shapes = [p.to_local().shape if isinstance(p, DTensor) else p.shape
+              for p in experts.parameters()]  # fmt: skip
+    over_rows = any(shape[0] % ranks for shape in shapes)
+    return Shard(int(over_rows and not any(shape[1] % ranks for shape in shapes)))
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What FSDP does with the modules of a stage; masters and reductions are fp32."""
+
+    policy: MixedPrecisionPolicy
+    reshard: bool | int
+
+    def apply(self, module: nn.Module, mesh: DeviceMesh, *, keep: bool = False) -> None:
+        """Shard ``module``; with ``keep`` it stays whole after the forward pass."""
+        reshard = False if keep else self.reshard
+        fully_shard(module, mesh=mesh, mp_policy=self.policy, reshard_after_forward=reshard)
+
+    def apply_to_experts(self, experts: Experts, mesh: DeviceMesh) -> None:
+        """Shard ``experts`` over the ranks that hold the same ones."""
+        place = _expert_placement(experts, mesh.size(mesh.ndim - 1))
+        fully_shard(
+            experts,
+            mesh=mesh,
+            mp_policy=self.policy,
+            reshard_after_forward=self.reshard,
+            shard_placement_fn=lambda weight: place,
+        )
+
+
 def shard_data(
-    stage: Decoder, mesh: DeviceMesh, layout: LayoutConfig, compute_dtype: torch.dtype
+    stage: Decoder, grid: Grid, layout: LayoutConfig, compute_dtype: torch.dtype
 ) -> None:
-    """Shard ``stage`` over the data-parallel ranks, in place; masters and reductions are fp32.
+    """Shard ``stage`` over the data-parallel ranks, in place.
 
     Applied for one data-parallel rank too: it is what computes in ``compute_dtype``.
     """
-    reshard = _reshard(layout)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    sharding, mesh = Sharding(policy, _reshard(layout)), grid.data_mesh
+    for mixture in _mixtures(stage):
+        sharding.apply_to_experts(mixture.experts, expert_data_mesh(grid))
     for block in stage.layers.values():
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        sharding.apply(block, mesh)
     if not isinstance(stage.head, TiedHead):
         for table in (stage.embedding, stage.positions):
             if table is not None:
-                fully_shard(table, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+                sharding.apply(table, mesh)
                 assert isinstance(table, FSDPModule)
                 table.set_unshard_in_backward(False)  # a table's gradient does not read it
         if stage.head is not None:
             # the backward pass starts here, so sharding again would only gather twice; apart from
             # the norm, because torch 2.13 gathers a group of two modules once too often per step
-            fully_shard(stage.head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    fully_shard(stage, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+            sharding.apply(stage.head, mesh, keep=True)
+    sharding.apply(stage, mesh, keep=True)
+
+
+def scale_expert_gradients(weights: list[nn.Parameter], layout: LayoutConfig) -> None:
+    """Make the gradients of experts, which FSDP averaged over ``edp``, averages over the batch.
+
+    An expert sees the tokens of all ranks, and the loss is a mean over ``dp * cp`` of them. (FSDP's
+    own ``set_gradient_divide_factor`` divides twice where the group has one rank, and gloo cannot
+    run the reduction it asks for.)
+    """
+    factor = layout.edp / (layout.dp * layout.cp)
+    for weight in weights:
+        if factor != 1 and weight.grad is not None:
+            assert isinstance(weight.grad, DTensor)
+            weight.grad.to_local().mul_(factor)
 
 
 def synchronise(root: FSDPModule, layout: LayoutConfig, last: bool) -> None:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 PLAN_VERSION = 1
 _Record = TypeVar("_Record")
@@ -16,6 +17,38 @@ class PlanError(Exception):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """The expert layers; the same fields as the planner's record."""
+
+    experts: int
+    top_k: int
+    ffn_hidden: int
+    shared_ffn_hidden: int = 0
+    shared_gate: bool = False
+    router_bias: bool = False
+    first_layer: int = 0
+    every: int = 1
+    dense_layers: tuple[int, ...] = ()
+
+    def at(self, layer: int) -> bool:
+        """Whether layer number ``layer`` (from 0) holds experts."""
+        if layer < self.first_layer or layer in self.dense_layers:
+            return False
+        return (layer + 1) % self.every == 0
+
+
+@dataclass(frozen=True)
+class MLAConfig:
+    """Latent attention; the same fields as the planner's record."""
+
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
 
 
 @dataclass(frozen=True)
@@ -40,8 +73,8 @@ class ModelConfig:
     qk_norm: bool = False
     parallel_block: bool = False
     sliding_window: int = 0
-    moe: dict[str, Any] | None = None
-    mla: dict[str, Any] | None = None
+    moe: MoEConfig | None = None
+    mla: MLAConfig | None = None
     mtp_layers: int = 0
 
 
@@ -67,6 +100,11 @@ class LayoutConfig:
     def ranks(self) -> int:
         """Processes of the whole job."""
         return self.tp * self.cp * self.dp * self.pp
+
+    @property
+    def edp(self) -> int:
+        """Copies of each expert."""
+        return self.tp * self.cp * self.dp // (self.ep * self.etp)
 
 
 @dataclass(frozen=True)
@@ -113,18 +151,16 @@ class PlanFile:
         return self.global_batch // (self.layout.dp * self.layout.micro_batch)
 
 
-def _fits(value: object, kind: object) -> bool:
+def _fits(value: object, kind: type) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(kind, type):
-        return isinstance(value, kind)
-    return value is None or isinstance(value, dict)  # the moe and mla records
+    return isinstance(value, kind)
 
 
-def _name(kind: object) -> str:
-    return kind.__name__ if isinstance(kind, type) else "record or null"
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(_fits(one, int) for one in value)
 
 
 class _Reader:
@@ -141,7 +177,7 @@ class _Reader:
             found = found.get(key) if isinstance(found, dict) else None
         if _fits(found, kind):
             return found
-        self.problems.append(f"{place}: {found!r} is not of type {_name(kind)}")
+        self.problems.append(f"{place}: {found!r} is not of type {kind.__name__}")
         return fallback
 
     def record(self, found: object, place: str, cls: type[_Record]) -> _Record | None:
@@ -154,15 +190,27 @@ class _Reader:
         before = len(self.problems)
         for key in found.keys() - known.keys():
             self.problems.append(f"{place}.{key}: this launcher does not know it; export again")
+        values = {}
         for key, field in known.items():
-            if key not in found and field.default is MISSING:
+            if key in found:
+                values[key] = self._field(found[key], f"{place}.{key}", kinds[key])
+            elif field.default is MISSING:
                 self.problems.append(f"{place}.{key}: missing")
-            elif key in found and not _fits(found[key], kinds[key]):
-                kind = _name(kinds[key])
-                self.problems.append(f"{place}.{key}: {found[key]!r} is not of type {kind}")
-            elif key in found and kinds[key] is int and found[key] < 0:
-                self.problems.append(f"{place}.{key}: {found[key]} is negative")
-        return cls(**found) if len(self.problems) == before else None
+        return cls(**values) if len(self.problems) == before else None
+
+    def _field(self, found: Any, place: str, kind: Any) -> Any:
+        """Return one value as ``kind``: a number, a word, a tuple of numbers or a record."""
+        if isinstance(kind, UnionType):  # a record or null
+            return None if found is None else self.record(found, place, get_args(kind)[0])
+        if get_origin(kind) is tuple:
+            if _are_numbers(found):
+                return tuple(found)
+            self.problems.append(f"{place}: {found!r} is not a list of numbers")
+        elif not _fits(found, kind):
+            self.problems.append(f"{place}: {found!r} is not of type {kind.__name__}")
+        elif kind is int and found < 0:
+            self.problems.append(f"{place}: {found} is negative")
+        return found
 
 
 def _stages(reader: _Reader) -> list[StageConfig]:
@@ -187,7 +235,7 @@ def parse_plan(document: object) -> PlanFile:
     model = reader.record(document.get("model"), "model", ModelConfig)
     layout = reader.record(document.get("layout"), "layout", LayoutConfig)
     rank_map = reader.value("rank_map", list, [])
-    if not all(_fits(rank, int) for rank in rank_map):
+    if not _are_numbers(rank_map):
         reader.problems.append(f"rank_map: {rank_map!r} is not a list of ranks")
     values = {
         "stages": tuple(_stages(reader)),

@@ -7,17 +7,20 @@ from .rules import Facts, broken_rules
 def facts(plan: PlanFile) -> Facts:
     """Return the numbers that the rules ask about."""
     model, layout = plan.model, plan.layout
+    moe, mla = model.moe, model.mla
     return Facts(
         layers=model.layers,
+        hidden=model.hidden,
         heads=model.heads,
         kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
+        rotary_dim=mla.qk_rope_head_dim if mla else model.head_dim,
         ffn_hidden=model.ffn_hidden,
+        experts=moe.experts if moe else 0,
+        expert_ffn_hidden=moe.ffn_hidden if moe else 0,
+        shared_ffn_hidden=moe.shared_ffn_hidden if moe else 0,
         vocab=model.vocab,
         positions=model.positions,
         sliding_window=model.sliding_window,
-        moe=model.moe is not None,
-        mla=model.mla is not None,
         mtp_layers=model.mtp_layers,
         global_batch=plan.global_batch,
         seq_len=plan.seq_len,
@@ -43,6 +46,12 @@ def _size_problems(plan: PlanFile) -> list[str]:
     sizes = {f"layout.{name}": value for name, value in vars(plan.layout).items()}
     names = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab")
     sizes |= {f"model.{name}": getattr(plan.model, name) for name in names}
+    if plan.model.moe is not None:
+        counts = ("experts", "top_k", "ffn_hidden", "every")
+        sizes |= {f"model.moe.{name}": getattr(plan.model.moe, name) for name in counts}
+    if plan.model.mla is not None:
+        parts = {name: size for name, size in vars(plan.model.mla).items() if name != "q_lora_rank"}
+        sizes |= {f"model.mla.{name}": size for name, size in parts.items()}
     sizes |= {"job.global_batch": plan.global_batch, "job.seq_len": plan.seq_len}
     return [
         f"{name}: {value} must be at least 1"

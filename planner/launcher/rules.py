@@ -13,18 +13,22 @@ class Facts:
     """The numbers of model, job and layout that decide whether torch can run them.
 
     Batch sizes are in sequences, lengths in tokens; shard sizes are ranks that share one copy.
+    ``rotary_dim`` is how much of a head is turned. Without experts ``experts`` and their widths
+    are 0.
     """
 
     layers: int
+    hidden: int
     heads: int
     kv_heads: int
-    head_dim: int
+    rotary_dim: int
     ffn_hidden: int
+    experts: int
+    expert_ffn_hidden: int
+    shared_ffn_hidden: int
     vocab: int
     positions: int
     sliding_window: int
-    moe: bool
-    mla: bool
     mtp_layers: int
     global_batch: int
     seq_len: int
@@ -47,6 +51,16 @@ class Facts:
     def micro_batches(self) -> int:
         """Micro-batches of one rank in one step."""
         return self.global_batch // (self.dp * self.micro_batch)
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks of one pipeline stage; the expert grid folds the same ones."""
+        return self.tp * self.cp * self.dp
+
+    @property
+    def edp(self) -> int:
+        """Copies of each expert."""
+        return self.stage_ranks // (self.ep * self.etp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +86,6 @@ def near(value: int, legal: Callable[[int], bool], most: int) -> str:
 
 def _interleaved(micro_batches: int, pp: int) -> bool:
     return micro_batches % max(1, micro_batches // pp) == 0
-
-
-def _splits(number: int, what: str, f: Facts) -> str:
-    tried = near(f.tp, lambda n: number % n == 0, number)
-    return f"tp={f.tp} does not divide {what}={number}; try tp {tried}"
 
 
 def _batch(f: Facts) -> str:
@@ -107,13 +116,45 @@ def _rounds(f: Facts) -> str:
 
 
 def _sequence(f: Facts) -> str:
-    tried = near(f.tp, lambda n: f.seq_len % n == 0, f.seq_len)
-    return f"sequence_parallel: tp={f.tp} does not divide seq_len={f.seq_len}; try tp {tried}"
+    part = f.seq_len // f.cp
+    tried = near(f.tp, lambda n: part % n == 0, part)
+    what = f"seq_len/cp={part}" if f.cp > 1 else f"seq_len={part}"
+    return f"sequence_parallel: tp={f.tp} does not divide {what}; try tp {tried}"
+
+
+def _zigzag(f: Facts) -> str:
+    tried = near(f.cp, lambda n: f.seq_len % (2 * n) == 0, f.seq_len)
+    return f"cp={f.cp} cuts sequences into {2 * f.cp} chunks, which do not divide seq_len=" + (
+        f"{f.seq_len}; try cp {tried}"
+    )
+
+
+def _expert_grid(f: Facts) -> str:
+    tried = near(f.ep, lambda n: f.stage_ranks % (n * f.etp) == 0, f.stage_ranks)
+    return (
+        f"ep*etp={f.ep * f.etp} does not divide the tp*cp*dp={f.stage_ranks} ranks of a stage; "
+        f"try ep {tried}"
+    )
 
 
 def _shard_dp(f: Facts) -> str:
-    tried = near(f.shard_optimizer, lambda n: f.dp % n == 0, f.dp)
-    return f"shard_optimizer={f.shard_optimizer} does not divide dp={f.dp}; try {tried}"
+    ranks = f.dp * f.cp
+    what = f"dp*cp={ranks}" if f.cp > 1 else f"dp={ranks}"
+    tried = near(f.shard_optimizer, lambda n: ranks % n == 0, ranks)
+    return f"shard_optimizer={f.shard_optimizer} does not divide {what}; try {tried}"
+
+
+def _shard_edp(f: Facts) -> str:
+    tried = near(f.shard_optimizer, lambda n: f.edp % min(n, f.edp) == 0, f.dp * f.cp)
+    return (
+        f"shard_optimizer={f.shard_optimizer} does not divide the edp={f.edp} ranks that hold the "
+        f"same experts; try {tried}"
+    )
+
+
+def _divided(number: int, what: str, degree: int, knob: str) -> str:
+    tried = near(degree, lambda n: number % n == 0, number)
+    return f"{knob}={degree} does not divide {what}={number}; try {knob} {tried}"
 
 
 def _shard_pp(f: Facts) -> str:
@@ -132,8 +173,17 @@ _OWN = "planner.launcher"
 
 # Order: first what is not executed at all, then tensor, batch, pipeline and sharding arithmetic.
 RULES: tuple[Rule, ...] = (
-    Rule("L1", _OWN, lambda f: f.moe, lambda f: f"expert layers (moe) are {_NEVER}"),
-    Rule("L2", _OWN, lambda f: f.mla, lambda f: f"latent attention (mla) is {_NEVER}"),
+    Rule(
+        "L1", f"{_OWN}.experts: no two ranks may route the same token",
+        lambda f: f.experts > 0 and f.tp > 1 and not f.sequence_parallel,
+        lambda f: f"experts with tp={f.tp} need sequence_parallel; set it, or try tp 1",
+    ),
+    Rule(
+        "L2", "torch.nn.functional.grouped_mm: strides are multiples of 16 bytes",
+        lambda f: f.experts > 0 and (f.hidden % 8 > 0 or f.expert_ffn_hidden // f.etp % 8 > 0),
+        lambda f: f"experts multiply rows of hidden={f.hidden} and ffn_hidden/etp="
+        f"{f.expert_ffn_hidden // f.etp}; both must be multiples of 8",
+    ),
     Rule(
         "L3", _OWN,
         lambda f: f.mtp_layers > 0,
@@ -146,14 +196,14 @@ RULES: tuple[Rule, ...] = (
         f"try seq_len {f.sliding_window}",
     ),
     Rule(
-        "L5", _OWN,
-        lambda f: f.cp > 1,
-        lambda f: f"cp={f.cp}: context parallelism is {_NEVER}; try cp 1",
+        "L5", f"{_OWN}.context: zig-zag order",
+        lambda f: f.cp > 1 and f.seq_len % (2 * f.cp) > 0,
+        _zigzag,
     ),
     Rule(
-        "L6", _OWN,
-        lambda f: f.ep > 1 or f.etp > 1,
-        lambda f: f"ep={f.ep}, etp={f.etp}: expert parallelism is {_NEVER}; try 1 for both",
+        "L6", f"{_OWN}.mesh: the expert grid folds the ranks of a stage",
+        lambda f: f.experts > 0 and f.stage_ranks % (f.ep * f.etp) > 0,
+        _expert_grid,
     ),
     Rule(
         "L7", _OWN,
@@ -173,28 +223,28 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "L10", _OWN,
-        lambda f: f.positions == 0 and f.head_dim % 2 == 1,
-        lambda f: f"rotary positions turn pairs, head_dim={f.head_dim} is odd; "
-        f"try {f.head_dim - 1} or {f.head_dim + 1}",
+        lambda f: f.positions == 0 and f.rotary_dim % 2 == 1,
+        lambda f: f"rotary positions turn pairs, a head's {f.rotary_dim} are odd; "
+        f"try {f.rotary_dim - 1} or {f.rotary_dim + 1}",
     ),
     Rule(
         "L11", _TENSOR,
         lambda f: f.heads % f.tp > 0,
-        lambda f: _splits(f.heads, "heads", f),
+        lambda f: _divided(f.heads, "heads", f.tp, "tp"),
     ),
     Rule(
         "L12", _TENSOR,
         lambda f: f.kv_heads % f.tp > 0,
-        lambda f: _splits(f.kv_heads, "kv_heads", f),
+        lambda f: _divided(f.kv_heads, "kv_heads", f.tp, "tp"),
     ),
     Rule(
         "L13", _TENSOR,
         lambda f: f.ffn_hidden % f.tp > 0,
-        lambda f: _splits(f.ffn_hidden, "ffn_hidden", f),
+        lambda f: _divided(f.ffn_hidden, "ffn_hidden", f.tp, "tp"),
     ),
     Rule(
         "L14", f"{_TENSOR}; unequal shards abort gloo and hang NCCL",
-        lambda f: f.sequence_parallel and f.seq_len % f.tp > 0,
+        lambda f: f.sequence_parallel and f.seq_len // f.cp % f.tp > 0,
         _sequence,
     ),
     Rule(
@@ -230,7 +280,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "L21", f"{_FSDP}: shard mesh",
-        lambda f: f.dp % f.shard_optimizer > 0,
+        lambda f: f.dp * f.cp % f.shard_optimizer > 0,
         _shard_dp,
     ),
     Rule(
@@ -250,6 +300,37 @@ RULES: tuple[Rule, ...] = (
         "L24", "torch/distributed/pipelining/stage.py: backward_maybe_with_nosync",
         lambda f: f.pp > 1 and (f.shard_weights > 1 or f.shard_gradients > 1),
         _shard_pp,
+    ),
+    Rule(
+        "L25", f"{_OWN}.mesh",
+        lambda f: f.experts == 0 and (f.ep > 1 or f.etp > 1),
+        lambda f: f"ep={f.ep}, etp={f.etp}: the model has no experts; try 1 for both",
+    ),
+    Rule(
+        "L26", f"{_OWN}.dispatch: every rank holds equally many experts",
+        lambda f: f.experts > 0 and f.experts % f.ep > 0,
+        lambda f: _divided(f.experts, "experts", f.ep, "ep"),
+    ),
+    Rule(
+        "L27", f"{_OWN}.parallel: etp splits the matrices of an expert",
+        lambda f: f.expert_ffn_hidden % f.etp > 0,
+        lambda f: _divided(f.expert_ffn_hidden, "the experts' ffn_hidden", f.etp, "etp"),
+    ),
+    Rule(
+        "L28", _TENSOR,
+        lambda f: f.shared_ffn_hidden % f.tp > 0,
+        lambda f: _divided(f.shared_ffn_hidden, "shared_ffn_hidden", f.tp, "tp"),
+    ),
+    Rule(
+        "L29", f"{_FSDP}: the experts' own shard mesh",
+        lambda f: f.experts > 0 and f.edp > 0 and f.edp % min(f.shard_optimizer, f.edp) > 0,
+        _shard_edp,
+    ),
+    Rule(
+        "L30", f"{_FSDP}/_fsdp_param.py: a secondary shard is cut over dimension 0 only",
+        lambda f: f.experts > 0 and 1 < f.shard_weights < f.shard_optimizer,
+        lambda f: f"shard_weights={f.shard_weights} below shard_optimizer={f.shard_optimizer} "
+        f"is {_NEVER} with experts; try 1 or {f.shard_optimizer}",
     ),
 )  # fmt: skip
 

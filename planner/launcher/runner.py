@@ -102,7 +102,7 @@ class _Shapes:
     def before(self, number: int) -> Tensor:
         """Return a meta tensor like the input of stage ``number``; one past the last: logits."""
         model, layout = self.plan.model, self.plan.layout
-        batch, seq = layout.micro_batch, self.plan.seq_len
+        batch, seq = layout.micro_batch, self.plan.seq_len // layout.cp
         if number == 0:
             return torch.empty(batch, seq, dtype=torch.long, device="meta")
         if number == len(self.plan.stages):
@@ -118,4 +118,4 @@ class _Shapes:
 def local_vocab(vocab: int, grid: Grid) -> int:
     """Return how many logits this rank holds: equal parts, the last ones smaller."""
     part = -(-vocab // grid.tp)
-    return min(part, vocab - part * grid.mesh.get_local_rank("tensor"))
+    return min(part, vocab - part * grid.tensor_rank)

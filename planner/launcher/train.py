@@ -13,9 +13,10 @@ from .loss import cross_entropy
 from .mesh import Grid, build_grid
 from .model import Decoder
 from .optimizer import build_optimizer, clip_gradients, gradient_norm
-from .parallel import shard_data, split_tensors
+from .parallel import expert_parameters, scale_expert_gradients, shard_data, split_experts
 from .plan_file import PlanFile
 from .runner import Loop, Loss, Pipeline, Runner
+from .tensor_parallel import split_tensors
 from .tied import TiedCopies
 from .weights import initialise
 
@@ -84,6 +85,7 @@ class Job:
             initialise(stage, options.seed, tied_head=plan.model.tied_embeddings)
         self.runner = self._runner(skeleton.stages)
         self.parameters = [p for stage in self.stages for p in stage.parameters()]
+        self.experts = [p for stage in self.stages for p in expert_parameters(stage)]
         self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr)
 
     def _runner(self, stages: dict[int, Decoder]) -> Runner:
@@ -93,12 +95,13 @@ class Job:
         return Pipeline(self.plan, self.grid, stages, loss, self.options.dtype, self.device)
 
     def _batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return tokens and targets [rows, seq] of this rank's share of the global batch."""
+        """Return tokens and targets [rows, seq / cp] of this rank's share of the global batch."""
         plan = self.plan
         count = plan.global_batch // plan.layout.dp
         first = self.grid.dp_rank * count
         batch = rows(first, count, number, self.options.seed, plan.seq_len, plan.model.vocab)
-        return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+        places = self.grid.context.positions(plan.seq_len // plan.layout.cp)
+        return batch[:, places], batch[:, places + 1]
 
     def _clip(self) -> Tensor | None:
         if not self.options.clip:
@@ -111,9 +114,10 @@ class Job:
         return norm
 
     def update(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Train on this rank's rows [rows, seq]; return its loss, if it has one, and the norm."""
+        """Train on tokens [rows, seq / cp]; return the loss, if this rank has one, and the norm."""
         self.optimizer.zero_grad()
         loss = self.runner.step(tokens.to(self.device), targets.to(self.device))
+        scale_expert_gradients(self.experts, self.plan.layout)
         if self.tied is not None:
             self.tied.add_gradients()
         norm = self._clip()
@@ -157,10 +161,11 @@ class Job:
 def build_stage(plan: PlanFile, number: int, grid: Grid, options: Options) -> Decoder:
     """Return stage ``number``, split and sharded, on the meta device."""
     with torch.device("meta"):
-        stage = Decoder(plan.model, plan.stages[number])
+        stage = Decoder(plan.model, plan.stages[number], grid.context)
     if grid.tp > 1:
         split_tensors(stage, grid.mesh["tensor"], plan.layout.sequence_parallel)
-    shard_data(stage, grid.data_mesh, plan.layout, options.dtype)
+    split_experts(stage, grid)
+    shard_data(stage, grid, plan.layout, options.dtype)
     return stage
 
 

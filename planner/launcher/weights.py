@@ -26,24 +26,35 @@ def full_weight(name: str, shape: torch.Size, seed: int, device: torch.device) -
     return full.normal_(std=shape[-1] ** -0.5, generator=_generator(name, seed, device))
 
 
-def local_part(full: Tensor, parameter: DTensor) -> Tensor:
-    """Return this rank's part of ``full`` without any communication.
+def local_slices(parameter: Tensor) -> tuple[slice, ...]:
+    """Return which part of the whole tensor this rank holds, one slice per dimension.
 
-    Mesh dimensions are walked innermost first: tensor parallelism split the tensor before FSDP
-    did. Parts are those of ``torch.chunk``, the missing last ones empty.
+    Mesh dimensions are walked innermost first: tensor and expert parallelism split the tensor
+    before FSDP did. Parts are those of ``torch.chunk``, the missing last ones empty.
     """
-    mesh = parameter.device_mesh
-    coordinate = mesh.get_coordinate()
-    assert coordinate is not None
-    part = full
-    for axis in range(mesh.ndim - 1, -1, -1):
-        dim = getattr(parameter.placements[axis], "dim", None)
-        if dim is None:
-            continue
-        chunks = part.chunk(mesh.size(axis), dim)
-        place = coordinate[axis]
-        part = chunks[place] if place < len(chunks) else part.narrow(dim, 0, 0)
-    return part
+    parts = [range(size) for size in parameter.shape]
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        coordinate = mesh.get_coordinate()
+        assert coordinate is not None
+        for axis in range(mesh.ndim - 1, -1, -1):
+            dim = getattr(parameter.placements[axis], "dim", None)
+            if dim is not None:
+                size = -(-len(parts[dim]) // mesh.size(axis))
+                parts[dim] = parts[dim][size * coordinate[axis] :][:size]
+    return tuple(slice(part.start, part.stop) for part in parts)
+
+
+def _fill(local: Tensor, name: str, parameter: Tensor, seed: int) -> None:
+    """Fill ``local``, this rank's part of ``parameter``."""
+    slices = local_slices(parameter)
+    if parameter.ndim < 3:
+        local.copy_(full_weight(name, parameter.shape, seed, local.device)[slices])
+        return
+    # experts one by one, and only those held here: all of them may not fit
+    for i, number in enumerate(range(slices[0].start, slices[0].stop)):
+        full = full_weight(f"{name}.{number}", parameter.shape[1:], seed, local.device)
+        local[i].copy_(full[slices[1:]])
 
 
 @torch.no_grad()
@@ -51,8 +62,5 @@ def initialise(stage: nn.Module, seed: int, tied_head: bool) -> None:
     """Fill every parameter of ``stage``. With ``tied_head`` the head starts as the embedding."""
     for name, parameter in stage.named_parameters():
         source = "embedding.weight" if tied_head and name == "head.weight" else name
-        full = full_weight(source, parameter.shape, seed, parameter.device)
-        if isinstance(parameter, DTensor):
-            parameter.to_local().copy_(local_part(full, parameter))
-        else:
-            parameter.copy_(full)
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        _fill(local, source, parameter, seed)

@@ -15,18 +15,20 @@ def torch_target_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> lis
 
     Each names the rule, the numbers at fault and legal ones near. Some microseconds per call.
     """
-    shard = layout.shard
+    shard, moe, mla = layout.shard, model.moe, model.mla
     facts = Facts(
         layers=model.layers,
+        hidden=model.hidden,
         heads=model.heads,
         kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
+        rotary_dim=mla.qk_rope_head_dim if mla else model.head_dim,
         ffn_hidden=model.ffn_hidden,
+        experts=moe.experts if moe else 0,
+        expert_ffn_hidden=moe.ffn_hidden if moe else 0,
+        shared_ffn_hidden=moe.shared_ffn_hidden if moe else 0,
         vocab=model.vocab,
         positions=model.positions,
         sliding_window=model.sliding_window,
-        moe=model.moe is not None,
-        mla=model.mla is not None,
         mtp_layers=model.mtp_layers,
         global_batch=job.global_batch,
         seq_len=job.seq_len,

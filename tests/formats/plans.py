@@ -7,7 +7,7 @@ from planner.plan import EstimateRecord, LayoutRecord, Plan, SearchRecord, Stage
 from planner.spec.cluster import ClusterSpec, ScaleOutSpec, ScaleUpSpec
 from planner.spec.gpu import GpuSpec
 from planner.spec.job import JobSpec
-from planner.spec.model import ModelSpec
+from planner.spec.model import MLASpec, ModelSpec, MoESpec
 
 _LLAMA: dict[str, Any] = {
     "name": "tiny-llama",
@@ -46,6 +46,21 @@ def gpt(**changes: Any) -> ModelSpec:
 def neox(**changes: Any) -> ModelSpec:
     """Parallel attention and MLP, a norm over each head."""
     return ModelSpec(**(_NEOX | changes))
+
+
+def mixtral(experts: dict[str, Any] | None = None, **changes: Any) -> ModelSpec:
+    """Eight experts in every layer; ``experts`` changes them."""
+    moe = MoESpec(**({"experts": 8, "top_k": 2, "ffn_hidden": 32} | (experts or {})))
+    return llama(**({"name": "tiny-mixtral", "moe": moe} | changes))
+
+
+def deepseek(latent: dict[str, Any] | None = None, **changes: Any) -> ModelSpec:
+    """Latent attention, a dense first layer, shared experts; ``latent`` changes the attention."""
+    sizes = {"q_lora_rank": 24, "kv_lora_rank": 16, "v_head_dim": 6}
+    sizes |= {"qk_nope_head_dim": 4, "qk_rope_head_dim": 4}
+    moe = MoESpec(experts=8, top_k=3, ffn_hidden=16, shared_ffn_hidden=24, first_layer=1)
+    values = {"name": "tiny-deepseek", "kv_heads": 8, "mla": MLASpec(**(sizes | (latent or {})))}
+    return llama(**(values | {"moe": moe} | changes))
 
 
 def job(**changes: Any) -> JobSpec:

@@ -115,7 +115,7 @@ def test_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
 
 def test_plan_that_cannot_run_is_refused_with_every_reason(tmp_path: Path) -> None:
     moe = MoESpec(experts=8, top_k=2, ffn_hidden=64)
-    plan = build_plan(llama(moe=moe), tp=3, cp=2, job_spec=job(precision="fp8"))
+    plan = build_plan(llama(moe=moe), tp=3, cp=3, job_spec=job(precision="fp8"))
 
     with pytest.raises(LayoutError) as caught:
         write_bundle(plan, tmp_path / "bundle")

@@ -8,19 +8,19 @@ from torch import nn
 
 from planner.launcher.data import rows
 from planner.launcher.model import Decoder
-from planner.launcher.plan_file import ModelConfig, StageConfig, parse_plan
+from planner.launcher.plan_file import parse_plan
 from planner.launcher.weights import initialise
 from planner.plan import Plan
 from planner.spec.model import ModelSpec
+from tests.formats.plans import build_plan
 
 torch.set_num_threads(1)  # tensors are tiny; a second thread would only wait for the first
 Spoil = Callable[[Decoder], None]
 
 
 def whole_model(spec: ModelSpec, seed: int = 0) -> Decoder:
-    config = ModelConfig(**spec.model_dump())
-    stage = StageConfig(stage=0, first_layer=0, layers=spec.layers, embedding=True, head=True)
-    model = Decoder(config, stage)
+    whole = parse_plan(build_plan(spec).model_dump(mode="json"))
+    model = Decoder(whole.model, whole.stages[0])
     initialise(model, seed, tied_head=spec.tied_embeddings)
     return model
 

@@ -12,15 +12,17 @@ from planner.launcher.rules import RULES, Facts, broken_rules
 
 LEGAL = Facts(
     layers=8,
+    hidden=512,
     heads=8,
     kv_heads=4,
-    head_dim=64,
+    rotary_dim=64,
     ffn_hidden=96,
+    experts=0,
+    expert_ffn_hidden=0,
+    shared_ffn_hidden=0,
     vocab=1000,
     positions=0,
     sliding_window=0,
-    moe=False,
-    mla=False,
     mtp_layers=0,
     global_batch=32,
     seq_len=128,
@@ -40,23 +42,31 @@ LEGAL = Facts(
     shard_optimizer=4,
 )
 
+MOE: dict[str, Any] = {"experts": 8, "expert_ffn_hidden": 48, "shared_ffn_hidden": 32}
+
 # rule, what differs from a legal layout, words of the message
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
-    ("L1", {"moe": True}, "expert layers (moe) are not executed by this version"),
-    ("L2", {"mla": True}, "latent attention (mla) is not executed by this version"),
+    ("L1", MOE | {"sequence_parallel": False}, "experts with tp=2 need sequence_parallel"),
+    ("L2", MOE | {"hidden": 516}, "hidden=516 and ffn_hidden/etp=48; both must be multiples of 8"),
+    ("L2", MOE | {"expert_ffn_hidden": 40, "etp": 2}, "hidden=512 and ffn_hidden/etp=20"),
     ("L3", {"mtp_layers": 1}, "mtp_layers=1"),
     ("L4", {"sliding_window": 64}, "sliding_window=64 under seq_len=128"),
-    ("L5", {"cp": 2}, "cp=2: context parallelism is not executed by this version"),
-    ("L6", {"ep": 2}, "ep=2, etp=1"),
-    ("L6", {"etp": 2}, "ep=1, etp=2"),
+    ("L5", {"cp": 3, "shard_optimizer": 1}, "6 chunks, which do not divide seq_len=128; try cp 2"),
+    ("L6", MOE | {"ep": 3, "experts": 6}, "ep*etp=3 does not divide the tp*cp*dp=8 ranks"),
+    ("L6", MOE | {"ep": 8, "etp": 2}, "try ep 4"),
     ("L7", {"precision": "fp8"}, "precision='fp8'"),
     ("L8", {"dropout": True}, "software.dropout"),
     ("L9", {"positions": 100}, "seq_len=128 exceeds the 100 learned positions"),
-    ("L10", {"head_dim": 63}, "head_dim=63 is odd; try 62 or 64"),
+    ("L10", {"rotary_dim": 63}, "a head's 63 are odd; try 62 or 64"),
     ("L11", {"heads": 9}, "tp=2 does not divide heads=9; try tp 1 or 3"),
     ("L12", {"kv_heads": 1}, "tp=2 does not divide kv_heads=1; try tp 1"),
     ("L13", {"ffn_hidden": 97}, "tp=2 does not divide ffn_hidden=97; try tp 1 or 97"),
     ("L14", {"seq_len": 129}, "tp=2 does not divide seq_len=129; try tp 1 or 3"),
+    (
+        "L14",
+        {"cp": 2, "seq_len": 132, "tp": 4},
+        "tp=4 does not divide seq_len/cp=66; try tp 3 or 6",
+    ),
     ("L15", {"tp": 4, "vocab": 9}, "vocab=9 leaves a rank of tp=4 without logits"),
     ("L16", {"global_batch": 33}, "8, which does not divide global_batch=33; try global_batch 32"),
     ("L17", {"pp": 8, "layers": 16}, "at least 8 micro-batches, global_batch=32 gives 4"),
@@ -64,9 +74,21 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("L19", {"vpp": 2, "pp": 1}, "vpp=2 needs a pipeline"),
     ("L20", {"layers": 1, "pp": 4}, "pp=4 times vpp=1 stages exceed layers=1"),
     ("L21", {"shard_optimizer": 3}, "shard_optimizer=3 does not divide dp=4; try 2 or 4"),
+    ("L21", {"shard_optimizer": 3, "cp": 2}, "does not divide dp*cp=8; try 2 or 4"),
     ("L22", {"pp": 1, "shard_gradients": 2}, "shard_gradients=2 must be 1 or shard_optimizer=4"),
     ("L23", {"pp": 1, "shard_weights": 2}, "shard_weights=2 needs shard_gradients"),
     ("L24", {"shard_gradients": 4}, "pp=2 with shard_weights=1, shard_gradients=4"),
+    ("L25", {"ep": 2}, "ep=2, etp=1: the model has no experts"),
+    ("L25", {"etp": 2}, "ep=1, etp=2: the model has no experts"),
+    ("L26", MOE | {"ep": 4, "experts": 6}, "ep=4 does not divide experts=6; try ep 3 or 6"),
+    ("L27", MOE | {"etp": 2, "expert_ffn_hidden": 17}, "etp=2 does not divide the experts' ffn"),
+    ("L28", MOE | {"shared_ffn_hidden": 9}, "tp=2 does not divide shared_ffn_hidden=9"),
+    (
+        "L29",
+        MOE | {"dp": 6, "global_batch": 24, "shard_optimizer": 3, "ep": 3, "experts": 6},
+        "shard_optimizer=3 does not divide the edp=4 ranks that hold the same experts; try 2 or 4",
+    ),
+    ("L30", MOE | {"pp": 1, "shard_weights": 2, "shard_gradients": 4}, "with experts; try 1 or 4"),
 ]
 
 LEGAL_TOO: list[dict[str, Any]] = [
@@ -74,7 +96,11 @@ LEGAL_TOO: list[dict[str, Any]] = [
     {"tp": 1, "seq_len": 129},
     {"sequence_parallel": False, "seq_len": 129},
     {"sliding_window": 128},
-    {"positions": 128, "head_dim": 63},
+    {"positions": 128, "rotary_dim": 63},
+    {"cp": 2, "shard_optimizer": 8},
+    MOE | {"ep": 8},
+    MOE | {"ep": 2, "etp": 2, "expert_ffn_hidden": 16},
+    MOE | {"pp": 1, "shard_gradients": 4, "shard_weights": 4, "ep": 4},
     {"vocab": 1001},
     {"vpp": 2, "global_batch": 24},
     {"layers": 6, "pp": 4, "vpp": 2},
@@ -126,7 +152,7 @@ def test_all_violations_are_reported_at_once() -> None:
         "ffn_hidden": 97,
         "seq_len": 129,
         "global_batch": 33,
-        "cp": 2,
+        "cp": 3,
     }
 
     found = broken_rules(dataclasses.replace(LEGAL, **many))

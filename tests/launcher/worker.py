@@ -50,6 +50,7 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
         "losses": losses,
         "collectives": seen.counts,
         "parameters": sum(parameter.numel() for parameter in job.parameters),
+        "local_expert_parameters": sum(local_size(parameter) for parameter in job.experts),
         "local_parameters": sum(local_size(parameter) for parameter in job.parameters),
     }
 
