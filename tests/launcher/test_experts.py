@@ -10,7 +10,9 @@ from planner.launcher.dispatch import Dispatch, inverse, reorder
 from planner.plan import Plan
 from tests.formats.plans import build_plan, deepseek, mixtral
 from tests.launcher.launch import Case, launch
-from tests.launcher.test_equivalence import BF16_TOLERANCE, assert_close
+from tests.launcher.test_equivalence import assert_close
+
+BF16_TOLERANCE = 0.03  # a score that rounds the other way sends its token to another expert
 
 SMALL = mixtral(layers=2)
 # five experts a token, one shared with a gate, one dense layer, experts as wide as 2 x 8 columns

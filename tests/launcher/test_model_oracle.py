@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from planner.model.parameters import total_parameters
 from planner.spec.model import ModelSpec
-from tests.formats.plans import gpt, llama, neox
+from tests.formats.plans import deepseek, gpt, llama, mixtral, neox
 from tests.launcher.reference import whole_model
 
 transformers = pytest.importorskip("transformers")
@@ -123,7 +123,99 @@ def gpt2_weights(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("spec", [llama(), gpt(), neox(), llama(mlp_bias=True, norm_bias=True)])
+# configuration class, its extra settings, our model, names of the experts' module there
+EXPERTS: list[tuple[str, dict[str, Any], ModelSpec]] = [
+    ("MixtralConfig", {"intermediate_size": 32, "num_local_experts": 8, "rope_theta": 1e4},
+     mixtral()),
+    ("Qwen3MoeConfig", {"moe_intermediate_size": 32, "num_experts": 8, "norm_topk_prob": True},
+     mixtral(qk_norm=True)),
+    ("Qwen2MoeConfig", {"moe_intermediate_size": 32, "num_experts": 8, "norm_topk_prob": True,
+                        "shared_expert_intermediate_size": 24, "mlp_only_layers": [2]},
+     mixtral({"shared_ffn_hidden": 24, "shared_gate": True, "dense_layers": (2,)}, qkv_bias=True)),
+]  # fmt: skip
+_EXPERT_NAMES = {"router": "gate", "shared": "shared_expert", "shared_gate": "shared_expert_gate"}
+
+
+def expert_weights(model: nn.Module) -> dict[str, Tensor]:
+    """There gate and up of all experts are one tensor."""
+    own = dict(model.state_dict())
+    found: dict[str, Tensor] = {}
+    for name, value in own.items():
+        if ".mlp.experts." not in name:
+            parts = (_EXPERT_NAMES.get(part, part) for part in llama_name(name).split("."))
+            found[".".join(parts)] = value
+        elif name.endswith("up"):
+            both = torch.cat((own[name.removesuffix("up") + "gate"], value), 1)
+            found[f"model.{name.removesuffix('up')}gate_up_proj"] = both
+        elif name.endswith("down"):
+            found[f"model.{name}_proj"] = value
+    return found
+
+
+@pytest.mark.parametrize(("config", "settings", "spec"), EXPERTS)
+def test_experts_give_the_same_logits(
+    config: str, settings: dict[str, Any], spec: ModelSpec
+) -> None:
+    theirs = foreign(config, _LLAMA_SIZES | {"num_experts_per_tok": 2} | settings)
+    ours = with_biases(spec)
+    missing = theirs.load_state_dict(expert_weights(ours), strict=False)
+
+    difference = (theirs(tokens()).logits - ours(tokens())).abs().max()
+
+    assert (missing.unexpected_keys, missing.missing_keys) == ([], [])
+    assert difference < TOLERANCE
+
+
+_LATENT_NAMES = {
+    "query_down": "q_a_proj",
+    "query_norm": "q_a_layernorm",
+    "query_up": "q_b_proj",
+    "key_value_down": "kv_a_proj_with_mqa",
+    "key_value_norm": "kv_a_layernorm",
+    "key_value_up": "kv_b_proj",
+}
+
+
+@pytest.mark.parametrize("q_lora_rank", [24, 0])
+def test_latent_attention_gives_the_same_logits(q_lora_rank: int) -> None:
+    spec = deepseek({"q_lora_rank": q_lora_rank}, moe=None, attention_out_bias=True, qkv_bias=True)
+    assert spec.mla is not None
+    latent = spec.mla.model_dump() | {"q_lora_rank": q_lora_rank or None}
+    settings = _LLAMA_SIZES | latent | {"num_key_value_heads": 8, "attention_bias": True}
+    # every layer dense, and halves of a head turned, not neighbours
+    settings |= {"first_k_dense_replace": 4, "rope_interleave": False}
+    del settings["head_dim"]
+    theirs, ours = foreign("DeepseekV3Config", settings), with_biases(spec)
+    for module in theirs.modules():
+        if hasattr(module, "variance_epsilon"):  # their latent norms ignore the configuration
+            module.variance_epsilon = _LLAMA_SIZES["rms_norm_eps"]
+    names = _LATENT_NAMES if q_lora_rank else _LATENT_NAMES | {"query_up": "q_proj"}
+    weights = {
+        ".".join(names.get(part, _LLAMA_NAMES.get(part, part)) for part in name.split(".")): value
+        for name, value in ours.state_dict().items()
+    }
+    missing = theirs.load_state_dict(weights, strict=False)
+
+    difference = (theirs(tokens()).logits - ours(tokens())).abs().max()
+
+    assert (missing.unexpected_keys, missing.missing_keys) == ([], [])
+    assert difference < TOLERANCE
+
+
+COUNTED = [
+    llama(),
+    gpt(),
+    neox(),
+    llama(mlp_bias=True, norm_bias=True),
+    mixtral(),
+    mixtral({"shared_ffn_hidden": 24, "shared_gate": True, "router_bias": True, "every": 2}),
+    mixtral(gated_mlp=False),
+    deepseek(),
+    deepseek({"q_lora_rank": 0}, qkv_bias=True, attention_out_bias=True),
+]
+
+
+@pytest.mark.parametrize("spec", COUNTED)
 def test_parameters_are_those_the_planner_counts(spec: ModelSpec) -> None:
     built = sum(parameter.numel() for parameter in whole_model(spec).parameters())
 

@@ -6,7 +6,7 @@ import pytest
 
 from planner.launcher.model import Decoder
 from planner.spec.model import ModelSpec
-from tests.formats.plans import build_plan, gpt, llama, neox
+from tests.formats.plans import build_plan, deepseek, gpt, llama, mixtral, neox
 from tests.launcher.reference import reference_losses
 from tests.launcher.test_equivalence import TOLERANCE
 
@@ -33,6 +33,17 @@ PARTS = [
     (gpt(), "layers.2.mlp_norm.bias"),
     (neox(), "layers.0.attention.query_norm.weight"),
     (neox(), "layers.3.attention.key_norm.weight"),
+    (mixtral(), "layers.0.mlp.router.weight"),
+    (mixtral(), "layers.3.mlp.experts.gate"),
+    (mixtral(), "layers.1.mlp.experts.up"),
+    (mixtral(), "layers.2.mlp.experts.down"),
+    (deepseek(), "layers.0.attention.query_down.weight"),
+    (deepseek(), "layers.0.attention.query_norm.weight"),
+    (deepseek(), "layers.2.attention.query_up.weight"),
+    (deepseek(), "layers.3.attention.key_value_down.weight"),
+    (deepseek(), "layers.0.attention.key_value_norm.weight"),
+    (deepseek(), "layers.1.attention.key_value_up.weight"),
+    (deepseek(), "layers.2.mlp.shared.down.weight"),
 ]
 
 
