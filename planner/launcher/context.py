@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 _SEQUENCE = 1  # dimension of [batch, seq, heads, head_dim]
 
@@ -66,16 +65,30 @@ class Context:
         return ordered.transpose(0, 1).flatten(1, 2)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend to all keys up to each query's own; the last query stands at the last key."""
-    shared = query.shape[2] != key.shape[2]
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+def lower_right(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return causal attention of fewer queries than keys; the last query stands at the last key.
+
+    All are [batch, heads, seq, head_dim]. ``F.scaled_dot_product_attention`` puts the *first* query
+    at the first key, so its mask would have to be written out; flash attention needs none
+    (``torch/nn/attention/bias.py``, whose own class does not work under a dispatch mode).
+    """
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if query.is_cuda and half and query.shape[-1] == value.shape[-1] and query.shape[-1] % 8 == 0:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return flash(query, key, value, 0.0, True)[0]  # type: ignore[no-any-return]
     rows, columns = query.shape[2], key.shape[2]
-    if rows == columns:
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared)
-    else:
-        mask = causal_lower_right(rows, columns)
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=shared)
+    mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
+    shared = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=shared)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend to all keys up to each query's own; [batch, seq, heads, head_dim] all."""
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    if query.shape[2] < key.shape[2]:
+        return lower_right(query, key, value).transpose(1, 2)
+    shared = query.shape[1] != key.shape[1]
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared)
     return mixed.transpose(1, 2)
 
 

@@ -1,0 +1,125 @@
+"""Context parallelism: sequences cut in zig-zag order train to the losses of one process (gloo)."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+
+from planner.launcher.context import Context, attend
+from planner.plan import Plan
+from tests.formats.plans import build_plan, deepseek, gpt, job, llama, mixtral, neox
+from tests.launcher.launch import Case, launch
+from tests.launcher.test_equivalence import BF16_TOLERANCE, assert_close
+
+SMALL, GPT, NEOX = llama(layers=2), gpt(layers=2), neox(layers=2)
+CP4: dict[str, Any] = {"cp": 4, "micro_batch": 4}
+CP2: dict[str, Any] = {"cp": 2, "dp": 2, "micro_batch": 2}
+TP2: dict[str, Any] = {"cp": 2, "tp": 2, "micro_batch": 4}
+SP: dict[str, Any] = {"sequence_parallel": True}
+ALL: dict[str, Any] = {"shard_weights": 4, "shard_gradients": 4, "shard_optimizer": 4}
+HALF: dict[str, Any] = {"shard_weights": 2, "shard_gradients": 2, "shard_optimizer": 2}
+EXPERTS = mixtral(layers=2)
+LATENT = deepseek(layers=2)
+
+PLANS: dict[str, Plan] = {
+    "cp4 zero0": build_plan(SMALL, **CP4),
+    "cp4 zero1": build_plan(SMALL, **CP4, shard_optimizer=4),
+    "cp4 zero3 recompute": build_plan(SMALL, **CP4, **ALL, recompute_layers=2),
+    "cp2 dp2 zero3": build_plan(SMALL, **CP2, **ALL),
+    "cp2 dp2 hsdp": build_plan(SMALL, **CP2, **HALF),
+    "cp2 tp2": build_plan(SMALL, **TP2),
+    "cp2 tp2 sp": build_plan(SMALL, **TP2, **SP),
+    "cp2 tp2 sp zero3": build_plan(SMALL, **TP2, **SP, **HALF),
+    "pp2 cp2": build_plan(SMALL, pp=2, cp=2, micro_batch=2, shard_optimizer=2),
+    "pp2 vpp2 cp2": build_plan(pp=2, vpp=2, cp=2, micro_batch=2),
+    "gpt cp4": build_plan(GPT, **CP4),
+    "gpt cp2 tp2 sp": build_plan(GPT, **TP2, **SP),
+    "gpt pp2 cp2": build_plan(GPT, pp=2, cp=2, micro_batch=2),
+    "neox cp2 tp2 sp": build_plan(NEOX, **TP2, **SP),
+    "experts cp2 dp2 ep4 zero3": build_plan(EXPERTS, **CP2, ep=4, **ALL),
+    "experts cp2 tp2 sp ep2": build_plan(EXPERTS, **TP2, **SP, ep=2),
+    "experts cp2 tp2 sp ep2 etp2 zero3": build_plan(EXPERTS, **TP2, **SP, ep=2, etp=2, **HALF),
+    "latent cp2 tp2 sp ep4": build_plan(LATENT, **TP2, **SP, ep=4),
+}
+CLIPPED = ("cp2 tp2 sp zero3", "experts cp2 dp2 ep4 zero3")
+CASES = {name: Case(plan) for name, plan in PLANS.items()}
+CASES |= {f"{name}, clipped": Case(PLANS[name], clip=0.5) for name in CLIPPED}
+NEAR = {"cp2 tp2 sp zero3, bf16": Case(PLANS["cp2 tp2 sp zero3"], dtype="bfloat16")}
+# every kind of parallelism at once
+EIGHT = {
+    "pp2 cp2 tp2 sp ep4": Case(build_plan(EXPERTS, pp=2, **TP2, **SP, ep=4)),
+    "pp2 cp2 tp2 sp ep2 zero1": Case(
+        build_plan(LATENT, pp=2, **TP2, **SP, ep=2, shard_optimizer=2)
+    ),
+    "cp2 dp2 tp2 sp ep2 etp2 zero3, clipped": Case(
+        build_plan(EXPERTS, **CP2, tp=2, **SP, ep=2, etp=2, **HALF), clip=0.5
+    ),
+}
+Results = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return launch(CASES | NEAR, 4, tmp_path_factory.mktemp("context"))
+
+
+@pytest.fixture(scope="module")
+def results_of_eight(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return launch(EIGHT, 8, tmp_path_factory.mktemp("eight"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_layout_trains_like_one_process(name: str, results: Results) -> None:
+    assert_close(results[name], CASES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEAR)
+def test_bf16_stays_near_one_process(name: str, results: Results) -> None:
+    assert_close(results[name], NEAR[name], BF16_TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EIGHT)
+def test_all_kinds_at_once_train_like_one_process(name: str, results_of_eight: Results) -> None:
+    assert_close(results_of_eight[name], EIGHT[name])
+
+
+@pytest.mark.slow
+def test_keys_and_values_are_gathered_once_per_pass(results: Results) -> None:
+    """Two layers and two micro-batches: keys and values forward, their gradients backward."""
+    seen = results["cp4 zero0"]["collectives"]
+
+    assert (seen["allgather_base"], seen["reduce_scatter_base"]) == (2 * 2 * 2, 2 * 2 * 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks_share_the_sequence_and_the_work(ranks: int) -> None:
+    count = 24 // ranks
+    held = [Context(ranks, rank).positions(count) for rank in range(ranks)]
+
+    assert sorted(torch.cat(held).tolist()) == list(range(24))
+    # a query at position p reads p + 1 keys
+    assert len({int((positions + 1).sum()) for positions in held}) == 1
+
+
+def test_local_attention_is_that_of_the_whole_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a group: the whole keys are given, each rank's queries are its own."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 16, h, 4, generator=generator) for h in (4, 2, 2))
+    monkeypatch.setattr(Context, "whole", lambda self, part: part)
+    expected = F.scaled_dot_product_attention(
+        *(tensor.transpose(1, 2) for tensor in (query, key, value)), is_causal=True, enable_gqa=True
+    ).transpose(1, 2)
+
+    for rank in range(4):
+        context = Context(4, rank)
+        positions = context.positions(4)
+        out = attend(query[:, positions], key, value, context)
+        torch.testing.assert_close(out, expected[:, positions])
+
+
+def test_sequence_of_a_test_divides() -> None:
+    assert job().seq_len % (2 * 4) == 0
