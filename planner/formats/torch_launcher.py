@@ -23,7 +23,8 @@ if __name__ == "__main__":
 
 _LAUNCH = Template("""#!/usr/bin/env bash
 # Trains plan.json on $ranks ranks; all arguments go to train.py (--help lists them).
-# Environment: NNODES NPROC_PER_NODE NODE_RANK MASTER_ADDR MASTER_PORT PYTHON OMP_NUM_THREADS.
+# Environment: NNODES NPROC_PER_NODE NODE_RANK MASTER_ADDR MASTER_PORT PYTHON OMP_NUM_THREADS
+# TORCH_ELASTIC_SHUTDOWN_TIMEOUT.
 # Without a GPU: bash launch.sh --backend gloo   (all $ranks ranks on this machine)
 set -euo pipefail
 
@@ -42,6 +43,8 @@ esac
 NNODES="$${NNODES:-$nodes}"
 NPROC_PER_NODE="$${NPROC_PER_NODE:-$per_node}"
 export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"
+# how long after SIGTERM torchrun waits for a checkpoint to be written, seconds
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 
 if [ "$$((NNODES * NPROC_PER_NODE))" -ne "$$ranks" ]; then
   echo "error: NNODES=$$NNODES times NPROC_PER_NODE=$$NPROC_PER_NODE is not the plan's" \\
@@ -94,6 +97,8 @@ One planned training job. It needs Python 3.11 and torch (tested with 2.13), not
   bash launch.sh --check           check the plan, start nothing
   sbatch job.sbatch --steps 50     the same under Slurm
   bash launch.sh --log run.jsonl   step times, losses and memory as JSON lines
+  bash launch.sh --checkpoint DIR --save-every 100
+                                   save to DIR, at the end and on SIGTERM too; go on from what is there
 
 With several nodes and no Slurm, set NODE_RANK and MASTER_ADDR on each node.
 

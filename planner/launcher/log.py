@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from .plan_file import PlanFile
-from .train import Job, Step
+from .train import Step
 
 _GIB = 2**30
 
@@ -95,32 +95,3 @@ def summary_lines(plan: PlanFile, values: Mapping[str, Any], device: str) -> lis
         f"estimated {estimated / _GIB:.2f} GiB"
         for rank, (measured, estimated) in enumerate(pairs)
     ]
-
-
-def run(job: Job, log: Log, device: str) -> list[Step]:
-    """Train ``job`` to the end and report each step. Collective."""
-    plan, options = job.plan, job.options
-    start = {
-        "model": plan.model.name,
-        "layout": vars(plan.layout),
-        "device": device,
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "seed": options.seed,
-    }
-    log.record("start", start)
-    log.say(f"{plan.model.name} on {plan.layout.ranks} ranks, {start['dtype']}, {device}")
-    if job.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # whole tensors were held while weights were made
-    steps: list[Step] = []
-    for step in job.steps():
-        steps.append(step)
-        values = step_values(step, plan)
-        log.record("step", values)
-        log.say(f"step {step.number}  loss {step.loss:.6f}  {step.step_time_s:.4g} s  "
-                f"{values['tokens_per_s']:.4g} tokens/s")  # fmt: skip
-    values = summary_values(plan, steps, peak_memory_bytes(job.device))
-    log.record("end", values)
-    for line in summary_lines(plan, values, device):
-        log.say(line)
-    return steps

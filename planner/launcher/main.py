@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .plan_file import PlanError, PlanFile, read_plan
 from .preflight import plan_problems, world_problems
+from .saved import job_facts, resume_problems
 
 _GRACE_S = 5.0
 
@@ -31,6 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clip", type=float, default=0.0, help="gradient norm limit; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tokens")
     parser.add_argument("--log", type=Path, help="append JSON lines to this file")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR",
+                        help="save here at the end and on SIGTERM; go on from here")  # fmt: skip
+    parser.add_argument("--save-every", type=int, default=0, metavar="STEPS",
+                        help="save after every so many steps too")  # fmt: skip
     parser.add_argument("--timeout-s", type=float, default=600.0, help="of one collective")
     parser.add_argument("--check", action="store_true", help="check the plan, start nothing")
     return parser
@@ -40,6 +45,13 @@ def _problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
     found = plan_problems(plan)
     if arguments.steps < 1:
         found.append(f"--steps {arguments.steps} must be at least 1")
+    if arguments.save_every < 0:
+        found.append(f"--save-every {arguments.save_every} must be at least 0; 0: not")
+    if arguments.save_every > 0 and arguments.checkpoint is None:
+        found.append(f"--save-every {arguments.save_every} needs --checkpoint DIR")
+    if arguments.checkpoint is not None:
+        facts = job_facts(plan, arguments.seed, arguments.optimizer)
+        found += resume_problems(arguments.checkpoint, facts)
     if arguments.check:
         return found
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -62,7 +74,7 @@ def _train(plan: PlanFile, arguments: argparse.Namespace) -> None:
     """Run the steps; torch is imported here, after all checks."""
     import torch
 
-    from . import log, runtime
+    from . import log, runtime, session
     from .train import Job, Options
 
     nccl = arguments.backend == "nccl"
@@ -80,7 +92,12 @@ def _train(plan: PlanFile, arguments: argparse.Namespace) -> None:
     process = runtime.start(plan.rank_map, "nccl" if nccl else "gloo", arguments.timeout_s)
     report = log.Log(arguments.log, process.speaks)
     device = torch.cuda.get_device_name(process.device) if nccl else "CPU (gloo)"
-    log.run(Job(plan, options, process.device), report, device)
+    if arguments.checkpoint is None:
+        session.run(Job(plan, options, process.device), report, device)
+    else:
+        job = Job(plan, options, process.device, stop=runtime.watch_for_stop())
+        saving = session.Saving(arguments.checkpoint, arguments.save_every)
+        session.run(job, report, device, saving)
     runtime.finish()
 
 

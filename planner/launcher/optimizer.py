@@ -29,6 +29,22 @@ def build_optimizer(name: str, parameters: list[nn.Parameter], lr: float) -> tor
     return torch.optim.AdamW(groups, lr=lr, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
 
 
+def start_moments(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Give AdamW the state it has after ``step`` steps, all zeros, to be filled from a file."""
+    if not isinstance(optimizer, torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            zeros = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[weight] = {"step": torch.tensor(float(step)), **zeros}
+
+
+def moments(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> dict[str, Tensor]:
+    """Return the state of ``weight`` that has its shape; how many steps were made is no part."""
+    state = optimizer.state[weight]
+    return {name: value for name, value in state.items() if name != "step"}
+
+
 def gradient_norm(
     parameters: list[nn.Parameter], pipeline: dist.ProcessGroup | None, device: torch.device
 ) -> Tensor:

@@ -1,9 +1,11 @@
 """Process start and end: device, rank map, process group, and a clean exit."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
@@ -65,6 +67,13 @@ def start(rank_map: tuple[int, ...], backend: str, timeout_s: float) -> Process:
         device_id=device if backend == "nccl" else None,
     )
     return Process(slot=slot, rank=dist.get_rank(), device=device)
+
+
+def watch_for_stop() -> Callable[[], bool]:
+    """Return whether SIGTERM came; from now on it does not end the process by itself."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    return asked.is_set
 
 
 def finish() -> NoReturn:

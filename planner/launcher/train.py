@@ -1,7 +1,7 @@
 """Build the planned job and run its steps."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +35,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """One measured step, the same on every rank: the slowest rank's time, the mean loss."""
+    """One measured step, the same on every rank: the slowest rank's time, the mean loss.
+
+    ``stop``: a rank was asked to end the run.
+    """
 
     number: int
     step_time_s: float
     loss: float
     gradient_norm: float | None
+    stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,20 @@ class Job:
         options: Options,
         device: torch.device,
         skeleton: Skeleton | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Build and fill the stages of this rank. Collective."""
+        """Build and fill the stages of this rank. Collective. ``stop`` is asked after each step."""
         skeleton = skeleton or build_skeleton(plan, options, device)
         self.plan, self.options, self.device = plan, options, device
+        self.stop, self.first_step = stop, 1
         self.grid, self.tied = skeleton.grid, skeleton.tied
         self.stages = list(skeleton.stages.values())
         for stage in self.stages:
             stage.to_empty(device=device)
             initialise(stage, options.seed, tied_head=plan.model.tied_embeddings)
         self.runner = self._runner(skeleton.stages)
-        self.parameters = [p for stage in self.stages for p in stage.parameters()]
+        self.named_parameters = {n: p for s in self.stages for n, p in s.named_parameters()}
+        self.parameters = list(self.named_parameters.values())
         self.experts = [p for stage in self.stages for p in expert_parameters(stage)]
         self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr)
 
@@ -133,21 +140,26 @@ class Job:
         self._wait()
         seconds = time.perf_counter() - begin
         length = None if norm is None else norm.item()
-        return Step(number, self._slowest(seconds), self._mean(loss), length)
+        slowest, stop = self._most(seconds, float(self.stop()))
+        return Step(number, slowest, self._mean(loss), length, stop > 0)
 
     def steps(self) -> Iterator[Step]:
-        """Run all steps, numbered from 1."""
-        for number in range(1, self.options.steps + 1):
-            yield self.step(number)
+        """Run all steps that are left, numbered from 1, or as many until one is the last."""
+        for number in range(self.first_step, self.options.steps + 1):
+            step = self.step(number)
+            yield step
+            if step.stop:
+                return
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _slowest(self, seconds: float) -> float:
-        value = torch.tensor(seconds, dtype=torch.float64, device=self.device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return value.item()
+    def _most(self, *values: float) -> list[float]:
+        """Return the largest of each value over all ranks."""
+        most = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return most.tolist()
 
     def _mean(self, loss: Tensor | None) -> float:
         """Return the mean over the ranks that have a loss; they hold equal shares of the rows."""

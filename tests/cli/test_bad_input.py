@@ -112,7 +112,7 @@ def wrong_target(tmp_path: Path) -> list[str]:
 
 
 def target_cannot(tmp_path: Path) -> list[str]:
-    return ["mixtral-8x7b", "--cluster", "dgx-h100", "--target", "torch", *JOB]
+    return ["deepseek-v3", "--cluster", "dgx-h100", "--target", "torch", *JOB]
 
 
 def wrong_share(tmp_path: Path) -> list[str]:
@@ -158,7 +158,7 @@ TABLE: list[tuple[Callable[[Path], list[str]], list[str]]] = [
     (wrong_precision, ["--precision: 'fp8'", "A100-SXM-80GB", "use one of bf16, fp16"]),
     (too_long_for_the_model, ["--seq-len: 2048 exceeds the 1024", "gpt2", "at most 1024"]),
     (wrong_target, ["--target: 'jax' is not a target", "use one of torch, megatron"]),
-    (target_cannot, ["--target: torch cannot run this job", "moe", "leave the target to auto"]),
+    (target_cannot, ["--target: torch cannot run", "mtp_layers=1", "leave the target to auto"]),
     (wrong_share, ["--keep-free: '500%' is not between", "write '5%' or '0.05'"]),
     (word_for_share, ["--keep-free: 'some' is not a share", "write '5%' or '0.05'"]),
     (time_without_unit, ["--budget: '60' is not a duration", "a number and a unit"]),

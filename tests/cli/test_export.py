@@ -61,12 +61,12 @@ def test_other_targets_are_refused(plan_file: Path, tmp_path: Path) -> None:
 
 
 def test_plan_that_torch_cannot_run(tmp_path: Path) -> None:
-    file = tmp_path / "moe.json"
-    words = "recommend qwen1.5-moe-a2.7b --cluster dgx-h100 --nodes 1 --global-batch 64"
+    file = tmp_path / "eight-bit.json"
+    words = "recommend llama-3-8b --cluster dgx-h100 --nodes 1 --global-batch 64 --precision fp8"
     planner(words, "--seq-len", "2048", "--keep", "1", "--output", file)
 
     result = planner("export", file, "--output", tmp_path / "bundle")
 
     assert result.exit_code == 2
-    assert "error: " in result.stderr
+    assert "precision='fp8'" in result.stderr
     assert not (tmp_path / "bundle").exists()

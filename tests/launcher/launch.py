@@ -23,11 +23,14 @@ class Case:
     lr: float = 0.5
     clip: float = 0.0
     dtype: str = "float32"
+    steps: int = 2
+    save: Path | None = None
+    resume: Path | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What the reference run needs to know as well."""
-        return {"steps": 2, "optimizer": self.optimizer, "lr": self.lr, "clip": self.clip}
+        return {"steps": self.steps, "optimizer": self.optimizer, "lr": self.lr, "clip": self.clip}
 
 
 def launch(cases: Mapping[str, Case], processes: int, directory: Path) -> dict[str, dict[str, Any]]:
@@ -38,6 +41,8 @@ def launch(cases: Mapping[str, Case], processes: int, directory: Path) -> dict[s
             "plan": case.plan.model_dump(mode="json"),
             "options": case.options,
             "dtype": case.dtype,
+            "save": str(case.save or ""),
+            "resume": str(case.resume or ""),
         }
         for name, case in cases.items()
     ]

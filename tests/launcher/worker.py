@@ -15,7 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.launcher import runtime
+from planner.launcher import checkpoint, runtime
 from planner.launcher.plan_file import parse_plan
 from planner.launcher.preflight import plan_problems
 from planner.launcher.train import Job, Options
@@ -43,9 +43,13 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     assert plan_problems(plan) == []
     options = Options(**case["options"] | {"dtype": getattr(torch, case["dtype"])})
     job = Job(plan, options, device)
-    losses = [job.step(number).loss for number in range(1, options.steps)]
+    if case["resume"]:
+        checkpoint.resume(job, Path(case["resume"]))
+    losses = [job.step(number).loss for number in range(job.first_step, options.steps)]
     with Collectives() as seen:
         losses.append(job.step(options.steps).loss)
+    if case["save"]:
+        checkpoint.save(job, Path(case["save"]), options.steps)
     return {
         "losses": losses,
         "collectives": seen.counts,

@@ -16,7 +16,7 @@ def test_the_batch_that_would_do() -> None:
 
     assert error.problems == (
         "--global-batch: 7 sequences divide over no layout of 64 GPUs that llama-3-70b allows; "
-        "try 8",
+        "try 6",
     )
     assert error.exit_code == 2
 
@@ -24,8 +24,8 @@ def test_the_batch_that_would_do() -> None:
 @pytest.mark.parametrize(
     ("name", "job", "wanted"),
     [
-        ("mixtral-8x7b", JobSpec(global_batch=8, seq_len=64), "moe"),
-        ("deepseek-v2", JobSpec(global_batch=8, seq_len=64), "mla"),
+        ("deepseek-v3", JobSpec(global_batch=8, seq_len=64), "multi-token prediction"),
+        ("mistral-7b", JobSpec(global_batch=8, seq_len=8192), "sliding_window=4096"),
         ("llama-3-8b", JobSpec(global_batch=8, seq_len=64, precision="fp8"), "precision='fp8'"),
         ("gpt2", JobSpec(global_batch=8, seq_len=2048), "1024 learned positions"),
     ],

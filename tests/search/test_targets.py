@@ -58,7 +58,7 @@ def test_megatron_shards_no_more_than_the_optimizer(zero_stage: int, legal: bool
 @pytest.mark.parametrize(
     ("degrees", "rule"),
     [
-        ({"cp": 2, "dp": 4}, r"context|cp"),
+        ({"tp": 16}, "kv_heads"),
         ({"pp": 2, "dp": 4, "zero_stage": 3}, "zero|shard|FSDP|ZeRO"),
     ],
 )
@@ -74,9 +74,18 @@ def test_both_targets_run_plain_layouts(degrees: dict[str, Any]) -> None:
     assert [problems(known, zero_stage=1, **degrees) for known in TARGETS.values()] == [[], []]
 
 
-def test_torch_refuses_experts() -> None:
-    assert problems(target("torch"), "small-moe", dp=8)
-    assert not problems(target("megatron"), "small-moe", dp=8)
+@pytest.mark.parametrize("degrees", [{"ep": 8}, {"cp": 2, "dp": 4, "ep": 4}, {"pp": 2, "dp": 4}])
+def test_both_targets_run_experts_and_long_sequences(degrees: dict[str, int]) -> None:
+    whole = {"dp": 8} | degrees
+
+    found = [problems(known, "small-moe", zero_stage=1, **whole) for known in TARGETS.values()]
+
+    assert found == [[], []]
+
+
+def test_torch_refuses_a_second_prediction() -> None:
+    assert "L3: " in problems(target("torch"), "deepseek-v3", dp=8)[0]
+    assert not problems(target("megatron"), "deepseek-v3", dp=8)
 
 
 @pytest.mark.parametrize("name", TARGETS)
