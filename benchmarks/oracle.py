@@ -36,6 +36,8 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.trace import Block, Log, Memory
+from planner.launcher import context, dispatch
+from planner.launcher.dispatch import Dispatch
 from planner.launcher.plan_file import PlanFile, read_plan
 from planner.launcher.preflight import plan_problems
 from planner.launcher.train import Job, Options, build_skeleton
@@ -83,7 +85,11 @@ def _fused_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, eps: float) -
     return _FusedNorm.apply(x, shape, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _flash_attention(query: Tensor, key: Tensor, value: Tensor, **_: bool) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, **_: bool) -> Tensor:
+    """Call what torch chooses on a GPU: flash, or the kernel that allows two head sizes."""
+    if query.shape[-1] != value.shape[-1]:
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+        return efficient(query, key, value, None, True, 0.0, True)[0]  # type: ignore[no-any-return]
     attend = torch.ops.aten._scaled_dot_product_flash_attention
     return attend(query, key, value, 0.0, True)[0]  # type: ignore[no-any-return]
 
@@ -92,6 +98,23 @@ def _static_shapes(schedule: Any, stages: list[Any], *_: Any) -> None:
     """Take the shapes of the plan; the vote over them would read the value of a fake tensor."""
     for stage in stages:
         stage._inference_mode = InferenceMode.STATIC
+
+
+def _evenly(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return ``Dispatch._away`` with equal counts; real ones depend on numbers nobody computes."""
+
+    def away(self: Dispatch, rows: Tensor, counts: Tensor, experts: Any) -> Tensor:
+        ranks = self.ep * self.etp
+        part, rest = divmod(rows.shape[0], ranks)
+        sent = [part + (rank < rest) for rank in range(ranks)]
+
+        def exchange_counts(counts: Tensor, group: Any) -> tuple[Tensor, list[int], list[int]]:
+            return counts, sent, sent
+
+        with mock.patch.object(dispatch, "exchange_counts", exchange_counts):
+            return original(self, rows, counts, experts)
+
+    return away
 
 
 def _named_gradients(memory: Memory) -> Callable[[FSDPParamGroup], None]:
@@ -152,7 +175,7 @@ def _phase(memory: Memory, name: str) -> Iterator[None]:
 def run_two_steps(job: Job, memory: Memory) -> int:
     """Train two steps on zeros; return the moment at which the second one began."""
     plan = job.plan
-    rows = plan.global_batch // plan.layout.dp
+    shape = (plan.global_batch // plan.layout.dp, plan.seq_len // plan.layout.cp)
     step = job.optimizer.step
 
     def named_step(*args: Any) -> Any:
@@ -164,7 +187,7 @@ def run_two_steps(job: Job, memory: Memory) -> int:
     begin = 0
     for _ in range(2):
         with _phase(memory, "batch"):
-            tokens, targets = (torch.zeros(rows, plan.seq_len, dtype=torch.long) for _ in "xy")
+            tokens, targets = (torch.zeros(shape, dtype=torch.long) for _ in "xy")
         memory.clear_counts()
         begin = memory.now
         with _phase(memory, "step"):
@@ -289,7 +312,8 @@ def _gpu_kernels() -> Iterator[None]:
     """Call the kernels of a GPU: they save other tensors for the backward pass than a CPU's."""
     with (
         mock.patch.object(F, "rms_norm", _fused_norm),
-        mock.patch.object(F, "scaled_dot_product_attention", _flash_attention),
+        mock.patch.object(context, "lower_right", context.flash_lower_right),
+        mock.patch.object(F, "scaled_dot_product_attention", _attention),
     ):
         yield
 
@@ -335,6 +359,7 @@ def trace(
         stack.enter_context(mock.patch.object(_PipelineSchedule, "_warmup_p2p", _static_shapes))
         if kernels == "gpu":
             stack.enter_context(_gpu_kernels())
+        stack.enter_context(mock.patch.object(Dispatch, "_away", _evenly(Dispatch._away)))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_watching(memory))
         job = Job(plan, options, _CPU, skeleton)

@@ -98,7 +98,7 @@ One planned training job. It needs Python 3.11 and torch (tested with 2.13), not
   sbatch job.sbatch --steps 50     the same under Slurm
   bash launch.sh --log run.jsonl   step times, losses and memory as JSON lines
   bash launch.sh --checkpoint DIR --save-every 100
-                                   save to DIR, at the end and on SIGTERM too; go on from what is there
+                                   save to DIR, at the end and on SIGTERM too; go on from there
 
 With several nodes and no Slurm, set NODE_RANK and MASTER_ADDR on each node.
 

@@ -5,6 +5,8 @@ every layout. Tensors are [batch, sequence, hidden]; under sequence parallelism 
 local part between the blocks and whole inside attention and MLP.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
@@ -42,7 +44,8 @@ class Block(nn.Module):
     def __init__(self, model: ModelConfig, layer: int, recompute: bool, context: Context) -> None:
         super().__init__()
         self.attention_norm = norm(model)
-        self.attention = _attention(model, context)
+        # what is recomputed keeps nothing of its first forward pass
+        self.attention = _attention(model, replace(context, gathers_again=not recompute))
         self.mlp_norm = norm(model)
         self.mlp = _mlp(model, layer)
         self.parallel = model.parallel_block
