@@ -31,6 +31,14 @@ _WAIT = torch.ops._c10d_functional.wait_tensor.default
 _DEVICE = torch.ops.prim.device.default
 
 
+def _grouped_flops(left: Tensor, right: Tensor, *_: Any, **__: Any) -> int:
+    """Multiplications and additions of rows times matrices, or of the matrices' gradient."""
+    return 2 * left.shape[0] * left.shape[1] * right.shape[-1]
+
+
+_FLOPS = {**flop_registry, torch.ops.aten._grouped_mm: _grouped_flops}
+
+
 @dataclass(slots=True)
 class Block:
     """One allocation, from ``born`` to ``died``: counts of changes since the log began.
@@ -198,7 +206,7 @@ class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.log.operations += 1
         if func.namespace in _COLLECTIVES and func._opname not in _NOT_SENT:
             self._count_collective(func._opname, args, out)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = _FLOPS.get(func._overloadpacket)
         if formula is not None:
             self.log.flops += formula(*args, **kwargs, out_val=out)
 

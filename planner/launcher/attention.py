@@ -116,6 +116,7 @@ class LatentAttention(nn.Module):
         latent, key = self.key_value_down(x).split((mla.kv_lora_rank, mla.qk_rope_head_dim), -1)
         up = self.key_value_up(self.key_value_norm(latent))
         plain_key, value = _halves(up, mla.qk_nope_head_dim, mla.v_head_dim)
+        value = value.contiguous()  # a view would keep the keys beside it for the backward pass
         key = self.shared_key(key)[:, :, None]
         if self.rotary is not None:
             turned, key = self.rotary(turned), self.rotary(key)

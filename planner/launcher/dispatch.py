@@ -105,8 +105,9 @@ class Dispatch:
         rows = reorder(tokens, order, copies)
         done = experts(rows, counts) if self.group is None else self._away(rows, counts, experts)
         back = reorder(done, inverse(order)).view(*choice.shape, self.etp, -1)
-        weighted = back * share[:, :, None, None].to(back.dtype)
-        return weighted.sum((1, 2))
+        # the parts of one expert first: what is weighed is kept for the backward pass
+        whole = back.squeeze(2) if self.etp == 1 else back.sum(2)
+        return (whole * share[:, :, None].to(whole.dtype)).sum(1)
 
     def _slots(self, choice: Tensor) -> Tensor:
         """Return the destination of each copy, [tokens * top_k * etp], sorted by rank, expert."""

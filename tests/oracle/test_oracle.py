@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.oracle import Traced, comparison
 from planner.plan import Plan
-from tests.oracle.layouts import LAYOUTS, MODEL
+from tests.oracle.layouts import EXPERTS, LAYOUTS, MODEL
 from tests.oracle.traces import ROOT, trace_all
 
 # estimated ÷ traced of the peak. Too large where one micro-batch alone has no gradients yet when
@@ -107,6 +107,31 @@ def test_stages_share_the_flops_of_the_model(traces: Traces) -> None:
     stages = [traces["pp4", rank].flops for rank in range(4)]
 
     assert sum(stages) == model_flops(LAYOUTS["pp4"])
+
+
+def test_zigzag_skips_the_keys_that_no_query_sees(traces: Traces) -> None:
+    """Chunk ``i`` of ``2 * cp`` reads ``i + 1`` chunks of keys; alone, torch counts all of them."""
+    alone, traced = traces["one rank", 0].flops, traces["cp4", 0].flops
+    plan = LAYOUTS["cp4"]
+    tokens = plan.job.global_batch * plan.job.seq_len
+    scores = 3.5 * 4 * tokens * plan.job.seq_len * MODEL.heads * MODEL.head_dim * MODEL.layers
+
+    assert 4 * traced == alone - scores * (1 - 9 / 16)
+
+
+@pytest.mark.parametrize("name", ["moe ep8 zero1", "moe ep4 zero3", "moe tp2 sp ep4 zero3"])
+def test_evenly_used_experts_share_the_flops_of_the_model(name: str, traces: Traces) -> None:
+    each = traces["moe", 0].flops * LAYOUTS[name].job.global_batch / 4
+
+    assert traces[name, 0].flops * len(LAYOUTS[name].rank_map) == each
+
+
+def test_experts_do_the_flops_of_the_experts_chosen(traces: Traces) -> None:
+    """Top two of eight 512 wide and a shared one 512 wide: the 1536 columns of the dense MLP."""
+    tokens, moe_layers = 4 * 1024, MODEL.layers - 1
+    router = 6 * tokens * MODEL.hidden * EXPERTS.experts * moe_layers
+
+    assert traces["moe", 0].flops == traces["one rank", 0].flops + router
 
 
 def sent(traced: Traced, operation: str) -> int:
