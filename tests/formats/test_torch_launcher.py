@@ -17,7 +17,7 @@ from planner.layout.layout import Layout, Shard
 from planner.layout.rules_torch import torch_target_problems
 from planner.plan import Plan
 from planner.spec.model import MoESpec
-from tests.formats.plans import build_plan, cluster, job, llama
+from tests.formats.plans import build_plan, cluster, deepseek, job, llama
 from tests.launcher.reference import reference_losses
 
 SOURCE = Path(__file__).parents[2] / "planner" / "launcher"
@@ -306,9 +306,16 @@ def test_sbatch_asks_for_the_nodes_and_starts_one_launcher_on_each(tmp_path: Pat
     assert "my bundle/plan.json><--steps><5>" in done.stdout
 
 
+TRAINED = {
+    "dense": build_plan(llama(layers=2), pp=2, dp=2, zero=1, rank_map=(2, 3, 1, 0)),
+    "latent attention and experts": build_plan(deepseek(layers=2), cp=2, dp=2, ep=4, micro_batch=2),
+}
+
+
 @pytest.mark.slow
-def test_bundle_trains_without_planner_installed(tmp_path: Path) -> None:
-    plan = build_plan(llama(layers=2), pp=2, dp=2, zero=1, rank_map=(2, 3, 1, 0))
+@pytest.mark.parametrize("name", TRAINED)
+def test_bundle_trains_without_planner_installed(name: str, tmp_path: Path) -> None:
+    plan = TRAINED[name]
     bundle, log = tmp_path / "my bundle", tmp_path / "run.jsonl"
     write_bundle(plan, bundle)
     trap = tmp_path / "trap" / "planner"

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
-from planner.launcher.context import Context, attend
+from planner.launcher.context import Context, attend, lower_right
 from planner.plan import Plan
-from tests.formats.plans import build_plan, deepseek, gpt, job, llama, mixtral, neox
+from tests.formats.plans import build_plan, deepseek, gpt, llama, mixtral, neox
 from tests.launcher.launch import Case, launch
 from tests.launcher.test_equivalence import BF16_TOLERANCE, assert_close
 
@@ -121,5 +121,21 @@ def test_local_attention_is_that_of_the_whole_sequence(monkeypatch: pytest.Monke
         torch.testing.assert_close(out, expected[:, positions])
 
 
-def test_sequence_of_a_test_divides() -> None:
-    assert job().seq_len % (2 * 4) == 0
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sizes", [(8, 2, 64, 64), (8, 8, 96, 64), (4, 4, 192, 128)])
+def test_flash_attention_is_that_of_the_mask(sizes: tuple[int, int, int, int]) -> None:
+    """Grouped heads, and the wider keys of latent attention; forward and backward."""
+    heads, kv_heads, key_dim, value_dim = sizes
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = [(2, heads, 128, key_dim), (2, kv_heads, 384, key_dim), (2, kv_heads, 384, value_dim)]
+    tensors = [torch.randn(s, generator=generator, device="cuda") for s in shapes]
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):  # flash attention, then the mask
+        own = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+        out = lower_right(*own)
+        out.float().square().sum().backward()
+        results.append([out, *(tensor.grad for tensor in own)])
+
+    for flash, masked in zip(*results, strict=True):
+        torch.testing.assert_close(flash.float(), masked, rtol=0.05, atol=0.05)
