@@ -6,6 +6,8 @@ inputs, so a plan can be checked and re-estimated without the files it came from
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.stages import Split
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
@@ -107,3 +109,18 @@ class Plan(BaseModel):
     search: SearchRecord
     alternatives: tuple[CandidateRecord, ...] = ()
     lost: tuple[CandidateRecord, ...] = ()
+
+    def to_layout(self) -> Layout:
+        """Return the layout as the rules and the cost model take it."""
+        record = self.layout
+        names = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch", "sequence_parallel")
+        return Layout(
+            **{name: getattr(record, name) for name in names},
+            shard=Shard(record.shard_weights, record.shard_gradients, record.shard_optimizer),
+            recompute=Recompute(record.recompute),
+        )
+
+    def to_split(self) -> Split:
+        """Return the layers of each stage, and those recomputed in full."""
+        again = tuple(stage.recompute_layers for stage in self.stages)
+        return Split(tuple(stage.layers for stage in self.stages), again)

@@ -72,19 +72,10 @@ class Question:
 
 def of_plan(plan: Plan) -> Question:
     """Return the question whether a written plan fits."""
-    record = plan.layout
-    names = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch", "sequence_parallel")
-    layout = Layout(
-        **{name: getattr(record, name) for name in names},
-        shard=Shard(record.shard_weights, record.shard_gradients, record.shard_optimizer),
-        recompute=Recompute(record.recompute),
-    )
-    again = tuple(stage.recompute_layers for stage in plan.stages)
-    split = Split(tuple(stage.layers for stage in plan.stages), again)
     target = next(
         (one for one in TARGETS.values() if one.software == plan.job.software), TARGETS["megatron"]
     )
-    return Question(plan.model, plan.cluster, plan.job, target, layout, split)
+    return Question(plan.model, plan.cluster, plan.job, target, plan.to_layout(), plan.to_split())
 
 
 def asked(

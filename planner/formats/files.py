@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from planner.errors import SpecError
+
 
 def write_whole(path: Path, text: str, executable: bool = False) -> Path:
     """Write ``text`` to a temporary file beside ``path``, then rename it over; return ``path``."""
@@ -21,3 +23,11 @@ def write_whole(path: Path, text: str, executable: bool = False) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def refuse_to_overwrite(directory: Path) -> None:
+    """Raise ``SpecError`` for a file, or a directory that holds something."""
+    if directory.exists() and not directory.is_dir():
+        raise SpecError(f"{directory}: is a file; name a directory for the bundle")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise SpecError(f"{directory}: is not empty; name a new directory, or allow overwriting")

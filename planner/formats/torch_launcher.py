@@ -1,12 +1,13 @@
 """Write a plan as a directory that trains it with torch alone: launcher, scripts, plan."""
 
-import re
 from importlib import resources
 from pathlib import Path
 from string import Template
 
-from planner.errors import LayoutError, SpecError
-from planner.formats.files import write_whole
+from planner.errors import LayoutError
+from planner.formats.files import refuse_to_overwrite, write_whole
+from planner.formats.grid import node_grid, title
+from planner.formats.slurm import write_slurm
 from planner.launcher.plan_file import PlanError, parse_plan
 from planner.launcher.preflight import plan_problems
 from planner.plan import Plan
@@ -68,26 +69,6 @@ exec "$$python" -m torch.distributed.run --nnodes "$$NNODES" --nproc-per-node "$
   "$${meet[@]}" -- "$$here/train.py" "$$here/plan.json" "$$@"
 """)
 
-_SBATCH = Template("""#!/usr/bin/env bash
-#SBATCH --job-name=$name
-#SBATCH --nodes=$nodes
-#SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=$per_node
-#SBATCH --exclusive
-# Submit from this directory: sbatch job.sbatch [arguments of train.py]
-# Slurm runs a copy of this file, so the bundle is where the job was submitted, or in BUNDLE.
-set -euo pipefail
-
-export BUNDLE="$${BUNDLE:-$$SLURM_SUBMIT_DIR}"
-nodes="$$(scontrol show hostnames "$$SLURM_JOB_NODELIST")"
-export MASTER_ADDR="$${nodes%%$$'\\n'*}"
-export MASTER_PORT="$${MASTER_PORT:-29500}"
-export NNODES=$nodes NPROC_PER_NODE=$per_node
-# one launcher per node, free to use all its cores; slots are numbered in Slurm's node order
-srun --kill-on-bad-exit=1 --cpu-bind=none bash -c \\
-  'NODE_RANK="$$SLURM_NODEID" exec bash "$$BUNDLE/launch.sh" "$$@"' launch "$$@"
-""")
-
 _README = Template("""$title
 
 One planned training job. It needs Python 3.11 and torch (tested with 2.13), nothing else.
@@ -110,27 +91,6 @@ Tokens are synthetic and weights random: the run measures the layout, it trains 
 """)
 
 
-def node_grid(plan: Plan) -> tuple[int, int]:
-    """Return (nodes, ranks per node) the plan fills; raise ``LayoutError`` when nodes differ."""
-    ranks, per_node = len(plan.rank_map), plan.cluster.gpus_per_node
-    if ranks <= per_node:
-        return 1, ranks
-    if ranks % per_node:
-        raise LayoutError(
-            f"{ranks} ranks leave the last node of {per_node} GPUs part empty; "
-            f"torchrun starts as many on each, try {ranks // per_node * per_node} ranks"
-        )
-    return ranks // per_node, per_node
-
-
-def _title(plan: Plan) -> str:
-    layout = plan.layout.model_dump(exclude_defaults=True)
-    degrees = " ".join(f"{name}={value}" for name, value in layout.items())
-    return f"{plan.model.name} on {len(plan.rank_map)} x {plan.cluster.gpu.name}: {degrees}".rstrip(
-        ": "
-    )
-
-
 def _contents(plan: Plan) -> dict[str, str]:
     """Return path and text of every file; launch.sh last, so a bundle that has it is complete."""
     nodes, per_node = node_grid(plan)
@@ -138,24 +98,16 @@ def _contents(plan: Plan) -> dict[str, str]:
         "ranks": len(plan.rank_map),
         "nodes": nodes,
         "per_node": per_node,
-        "name": re.sub(r"[^A-Za-z0-9_.-]+", "-", plan.model.name),
-        "title": _title(plan),
+        "title": title(plan),
     }
     files = {"plan.json": plan.model_dump_json(indent=2) + "\n", "train.py": _PROGRAM}
     for source in resources.files("planner.launcher").iterdir():
         if source.name.endswith(".py"):
             files[f"launcher/{source.name}"] = source.read_text(encoding="utf-8")
     files["README.txt"] = _README.substitute(values)
-    files["job.sbatch"] = _SBATCH.substitute(values)
+    files["job.sbatch"] = write_slurm(plan, "launch.sh")
     files["launch.sh"] = _LAUNCH.substitute(values)
     return files
-
-
-def _refuse_to_overwrite(directory: Path) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise SpecError(f"{directory}: is a file; name a directory for the bundle")
-    if directory.is_dir() and any(directory.iterdir()):
-        raise SpecError(f"{directory}: is not empty; name a new directory, or allow overwriting")
 
 
 def write_bundle(plan: Plan, directory: Path, *, overwrite: bool = False) -> list[Path]:
@@ -172,6 +124,6 @@ def write_bundle(plan: Plan, directory: Path, *, overwrite: bool = False) -> lis
         raise LayoutError(problems)
     files = _contents(plan)
     if not overwrite:
-        _refuse_to_overwrite(directory)
+        refuse_to_overwrite(directory)
     scripts = ("launch.sh", "job.sbatch")
     return [write_whole(directory / name, text, name in scripts) for name, text in files.items()]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from planner.errors import SpecError
 from planner.layout.layout import Layout
+from planner.layout.rules_megatron import megatron_problems
 from planner.layout.rules_torch import torch_target_problems
 from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
@@ -26,20 +27,9 @@ class Target:
     uniform_recompute: bool
 
 
-def _megatron_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
-    """Rules of Megatron-Core 0.16 (``core/parallel_state.py``, ``training/arguments.py``).
-
-    Stages of unequal layers are legal: ``--pipeline-model-parallel-layout`` writes them out.
-    """
-    problems = []
-    if layout.shard.gradients > 1:
-        problems.append("the distributed optimizer is ZeRO-1; weights and gradients stay whole")
-    return problems
-
-
 TARGETS = {
     "torch": Target("torch", TORCH_LAUNCHER, torch_target_problems, False),
-    "megatron": Target("megatron", MEGATRON_CORE, _megatron_problems, True),
+    "megatron": Target("megatron", MEGATRON_CORE, megatron_problems, True),
 }
 
 
