@@ -1,13 +1,16 @@
 """``planner check`` and ``planner explain memory``: does one layout fit, and where bytes go."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planner.cli.output import show
+from planner.errors import SpecError
 
 if TYPE_CHECKING:
+    from planner.cli.check_file import Asked
     from planner.cli.question import Question
 
 NO, UNSURE = 1, 3
@@ -15,6 +18,20 @@ NO, UNSURE = 1, 3
 Model = Annotated[
     str,
     typer.Argument(help="A shipped name, a config.json, or a plan file.", metavar="MODEL|PLAN"),
+]
+Checked = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped name, a config.json, a plan, or a framework's own launch file.",
+        metavar="MODEL|PLAN|FILE",
+    ),
+]
+Named = Annotated[
+    str | None, typer.Option("--model", help="The model, where a FILE leaves it open.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A variable of a FILE; may be repeated.", metavar="NAME=VALUE"),
 ]
 Cluster = Annotated[
     str | None, typer.Option(help="A shipped name (planner clusters) or a YAML file.")
@@ -40,7 +57,8 @@ explain = typer.Typer(no_args_is_help=True, help="Explain one layout.")
 
 
 def check(
-    model: Model,
+    ctx: typer.Context,
+    model: Checked,
     cluster: Cluster = None,
     nodes: Nodes = None,
     global_batch: Batch = None,
@@ -57,12 +75,23 @@ def check(
     zero: Zero = 1,
     recompute: Again = "none",
     sequence_parallel: Sequence = True,
+    named: Named = None,
+    variables: Set = None,
     as_json: Json = False,
 ) -> None:
     """Say whether one layout starts and fits: exit 0 yes, 1 no, 3 too close to tell."""
+    from planner.cli.check_file import Asked, is_foreign
     from planner.cli.question import Degrees, asked
+
+    if is_foreign(model):
+        given = _stated_twice(ctx)
+        batch = micro_batch if "micro_batch" in given else None
+        more = Asked(named, cluster, nodes, global_batch, seq_len, batch)
+        raise typer.Exit(_check_file(model, variables or [], more, as_json))
     from planner.report.memory import check_json, check_report, checked
 
+    if named or variables:
+        raise SpecError(f"--model and --set go with a launch file; {model!r} is none")
     degrees = Degrees(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel
     )  # fmt: skip
@@ -76,6 +105,33 @@ def check(
     else:
         show(check_report(found, question.cluster))
     raise typer.Exit({"fits": 0, "too close to tell": UNSURE}.get(found.verdict, NO))
+
+
+def _stated_twice(ctx: typer.Context) -> set[str]:
+    """Return the options that were typed; those that a file decides itself are refused."""
+    typed = {
+        str(name)
+        for name in ctx.params
+        if str(ctx.get_parameter_source(str(name))).endswith("COMMANDLINE")
+    }
+    decided = ("tp", "cp", "pp", "vpp", "ep", "etp", "zero", "recompute", "sequence_parallel")
+    wrong = [name for name in (*decided, "target", "precision") if name in typed]
+    if wrong:
+        names = [f"--{name.replace('_', '-')}: the file decides it; leave it out" for name in wrong]
+        raise SpecError(names)
+    return typed
+
+
+def _check_file(name: str, variables: list[str], asked: "Asked", as_json: bool) -> int:
+    from planner.cli.check_file import assignments, check_file
+    from planner.report.foreign import file_json, file_report
+
+    report, code = check_file(Path(name), assignments(variables), asked)
+    if as_json:
+        typer.echo(json.dumps(file_json(report), indent=1))
+    else:
+        show(file_report(report))
+    return code
 
 
 @explain.command("memory")

@@ -80,10 +80,14 @@ def setup_of(
     model, missing = _model(path, values, reading)
     _silent(values, degrees, reading)
     _unpriced(values, reading)
-    options = values | {"CUDA_DEVICE_MAX_CONNECTIONS": launch.exports.get(
-        "CUDA_DEVICE_MAX_CONNECTIONS", "")}  # fmt: skip
-    if launch.exports:
-        options["exports"] = True
+    connections = launch.exports.get("CUDA_DEVICE_MAX_CONNECTIONS", "")
+    fsdp = values.get("megatron_fsdp") or values.get("torch_fsdp2")
+    if not connections and degrees["tp"] * degrees["cp"] > 1 and not fsdp:
+        reading.assumed.append(
+            "CUDA_DEVICE_MAX_CONNECTIONS=1 is exported elsewhere; Megatron-LM stops without it on "
+            "GPUs before Blackwell"
+        )
+    options = values | {"CUDA_DEVICE_MAX_CONNECTIONS": connections}
     return Setup(
         framework="megatron", path=str(path), software=_software(values), model=model,
         micro_batch=values.get("micro_batch"), global_batch=values.get("global_batch"),

@@ -23,12 +23,12 @@ OFFLOADED = {
 
 def _world(f: Facts) -> str:
     block = f.tp * f.cp * f.pp
-    return f"{multiple('GPUs', f.world, block, 'tp*cp*pp')} GPUs"
+    return multiple("GPUs", f.world, block, "tp*cp*pp")
 
 
 def _expert_world(f: Facts) -> str:
     block = f.etp * f.ep * f.pp
-    return f"{multiple('GPUs', f.world, block, 'etp*ep*pp')} GPUs, or a smaller ep or etp"
+    return f"{multiple('GPUs', f.world, block, 'etp*ep*pp')}, or a smaller ep or etp"
 
 
 def _groups(f: Facts) -> str:
@@ -103,10 +103,10 @@ def _not_offloaded(f: Facts) -> set[str]:
 
 
 def _connections(f: Facts) -> bool:
-    """M14: only a script says what it exports; a bare argument list does not."""
-    if "exports" not in f.options or f.on("megatron_fsdp") or f.on("torch_fsdp2"):
+    """M14: unset may be set outside the file; another value cannot be right."""
+    if f.on("megatron_fsdp") or f.on("torch_fsdp2"):
         return False
-    return f.tp * f.cp > 1 and str(f.options.get("CUDA_DEVICE_MAX_CONNECTIONS", "")) != "1"
+    return f.tp * f.cp > 1 and str(f.options.get("CUDA_DEVICE_MAX_CONNECTIONS") or "1") != "1"
 
 
 RULES: tuple[Rule, ...] = (
@@ -145,8 +145,8 @@ RULES: tuple[Rule, ...] = (
          lambda f: f.sequence_parallel and f.tp > 1 and f.seq_len // f.cp % f.tp > 0,
          lambda f: multiple("seq_len", f.seq_len, f.cp * f.tp, "cp*tp, sequence parallel")),
     Rule("M14", _READ, _ARGUMENTS, _connections,
-         lambda f: "tp or cp > 1 needs CUDA_DEVICE_MAX_CONNECTIONS=1 exported on GPUs before "
-         "Blackwell"),
+         lambda f: "tp or cp > 1 needs CUDA_DEVICE_MAX_CONNECTIONS=1 on GPUs before Blackwell, it "
+         f"is {f.options.get('CUDA_DEVICE_MAX_CONNECTIONS')}"),
     Rule("M14b", _READ, _ARGUMENTS, _fsdp_connections,
          lambda f: "FSDP needs CUDA_DEVICE_MAX_CONNECTIONS unset or above 1; remove the export"),
     Rule("M15", _BOTH, _CONFIG,

@@ -60,18 +60,22 @@ def checked(
     return Checked(layout.label(), (), ranks, capacity, verdict(fullest, capacity))
 
 
-def _sentence(found: Checked, cluster: ClusterSpec) -> Text:
+def check_sentence(found: Checked, cluster: ClusterSpec) -> str:
+    """Return the verdict with the bytes it rests on."""
     if found.problems:
-        return Text(f"Does not start: {found.label} breaks these rules", style="bold")
+        return f"Does not start: {found.label} breaks these rules"
     low, high = memory_interval(found.fullest)
     margin = found.capacity_bytes - found.fullest.device
     side = f"{gib(margin)} GiB free" if margin >= 0 else f"{gib(-margin)} GiB short"
     said = found.verdict[0].upper() + found.verdict[1:]
-    return Text(
+    return (
         f"{said}: {found.label} needs {gib(found.fullest.device)} GiB ({gib(low)} to {gib(high)}) "
-        f"on its fullest GPU, {side} of {gib(found.capacity_bytes)} GiB ({cluster.gpu.name})",
-        style="bold",
+        f"on its fullest GPU, {side} of {gib(found.capacity_bytes)} GiB ({cluster.gpu.name})"
     )
+
+
+def _sentence(found: Checked, cluster: ClusterSpec) -> Text:
+    return Text(check_sentence(found, cluster), style="bold")
 
 
 def check_report(found: Checked, cluster: ClusterSpec) -> Group:

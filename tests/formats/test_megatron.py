@@ -65,7 +65,7 @@ def test_a_plan_written_is_read_back(plan: Plan) -> None:
     settled = settle(setup)
     back = work_of_setup(setup, settled, work.per_node)
 
-    assert (setup.unknown, settled.problems, setup.silent) == ((), (), ())
+    assert (setup.unknown, settled.problems, setup.silent, setup.assumed) == ((), (), (), ())
     assert plain(back.model) == plain(work.model)
     assert (back.layers, back.again, back.recompute) == (work.layers, work.again, work.recompute)
     assert replace(back.layout, recompute=Recompute.NONE) == replace(

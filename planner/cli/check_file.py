@@ -1,0 +1,164 @@
+"""``planner check FILE``: a framework's own configuration, read, judged and priced."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planner.errors import SpecError
+
+if TYPE_CHECKING:
+    from planner.formats.settle import Settled
+    from planner.formats.setup import Knob, Setup
+    from planner.report.foreign import FileReport, Row
+    from planner.spec.cluster import ClusterSpec
+
+YES, NO, UNSURE = 0, 1, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user adds to a file: the machines, and what it leaves open."""
+
+    model: str | None = None
+    cluster: str | None = None
+    nodes: int | None = None
+    global_batch: int | None = None
+    seq_len: int | None = None
+    micro_batch: int | None = None
+
+
+def assignments(words: list[str]) -> dict[str, str]:
+    """Return ``NAME=VALUE`` words as a mapping; any other word is complained of."""
+    pairs = [word.partition("=") for word in words]
+    wrong = [
+        f"--set: {name!r} has no value; write NAME=VALUE" for name, sign, _ in pairs if not sign
+    ]
+    if wrong:
+        raise SpecError(wrong)
+    return {name: value for name, _, value in pairs}
+
+
+def is_foreign(name: str) -> bool:
+    """Whether the argument of ``check`` is a file in a framework's format."""
+    from planner.formats.detect import detect
+    from planner.spec.files import read_text
+
+    path = Path(name)
+    if not path.is_file():
+        return False
+    if path.suffix == ".json":
+        text = read_text(path)
+        return detect(path, text) is not None
+    return True
+
+
+def check_file(path: Path, given: dict[str, str], asked: Asked) -> tuple["FileReport", int]:
+    """Return what is to be printed about a file, and the exit code."""
+    from planner.cli.request import chosen_cluster
+    from planner.formats.detect import read_foreign
+    from planner.formats.settle import settle
+    from planner.spec.huggingface import load_model
+
+    setup = _filled(read_foreign(path, given), asked)
+    model = load_model(asked.model) if asked.model else None
+    machines = chosen_cluster(asked.cluster, asked.nodes, None) if asked.cluster else None
+    settled = settle(setup, model, machines.gpus if machines else None)
+    verdict, details, code = _judged(setup, settled, machines)
+    return _report(setup, settled, verdict, details), code
+
+
+def _filled(setup: "Setup", asked: Asked) -> "Setup":
+    """Return the file with what it leaves open taken from the options."""
+    from dataclasses import replace
+
+    changes = {
+        name: getattr(asked, name)
+        for name in ("global_batch", "seq_len", "micro_batch")
+        if getattr(setup, name) is None and getattr(asked, name) is not None
+    }
+    return replace(setup, **changes)
+
+
+def _judged(
+    setup: "Setup", settled: "Settled", machines: "ClusterSpec | None"
+) -> tuple[str, list[str], int]:
+    """Return the verdict in a sentence, what else to say, and the exit code."""
+    label = _label(setup)
+    if settled.problems:
+        count = len(settled.problems)
+        rules = "this rule" if count == 1 else f"these {count} rules"
+        return f"Does not start: {label} on {settled.gpus} GPUs breaks {rules}", [], NO
+    starts = f"Starts: {label} on {settled.gpus} GPUs breaks no rule of {setup.framework}"
+    missing = _missing(setup, settled, machines)
+    if missing or machines is None:
+        return starts, [f"Whether it fits was not asked: {', '.join(missing)}."], YES
+    return _priced(setup, settled, machines)
+
+
+def _label(setup: "Setup") -> str:
+    degrees = [
+        f"{name}{getattr(setup, name)}"
+        for name in ("tp", "cp", "pp", "vpp", "ep", "etp")
+        if getattr(setup, name) > 1
+    ]
+    return " ".join([*degrees, f"zero{setup.zero}"])
+
+
+def _missing(setup: "Setup", settled: "Settled", machines: "ClusterSpec | None") -> list[str]:
+    """Return what is missing for an estimate, each with the option that states it."""
+    needed = {
+        "--cluster names the machines": machines,
+        "--model names the model": settled.model,
+        "--micro-batch is not in the file": setup.micro_batch,
+        "--global-batch is not in the file": settled.global_batch,
+        "--seq-len is not in the file": setup.seq_len,
+    }
+    return [option for option, value in needed.items() if value is None]
+
+
+def _priced(
+    setup: "Setup", settled: "Settled", machines: "ClusterSpec"
+) -> tuple[str, list[str], int]:
+    from planner.cli.request import chosen_job
+    from planner.cost.layer import Prices
+    from planner.formats.work import work_of_setup
+    from planner.layout.stages import Split
+    from planner.report.memory import check_sentence, checked
+    from planner.report.words import percent, seconds
+    from planner.simulate.step import estimate_step, step_interval
+
+    work = work_of_setup(setup, settled, machines.gpus_per_node)
+    chosen = chosen_job(work.job.global_batch, work.job.seq_len, work.job.precision, work.model,
+                        machines.gpu)  # fmt: skip
+    job = chosen.model_copy(update={"software": setup.software})
+    split = Split(work.layers, work.again)
+    found = checked(work.model, machines, job, work.layout, split, [])
+    step = estimate_step(Prices(work.model, machines, job), work.layout, split)
+    low, high = step_interval(step, machines)
+    details = [
+        f"Estimated step time {seconds(step.step_time_s)} ({seconds(low)} to {seconds(high)}), "
+        f"{step.tokens_per_s_per_gpu:.0f} tokens/s per GPU, MFU {percent(step.mfu)} of "
+        f"{step.peak_flops / 1e12:.0f} TFLOP/s."
+    ]
+    code = {"fits": YES, "too close to tell": UNSURE}.get(str(found.verdict), NO)
+    saves = [what for what in setup.unpriced if re.search("offload|CPU|recompute|precision", what)]
+    if code == NO and saves:
+        details.append(f"It may fit all the same: the estimate leaves out {', '.join(saves)}.")
+        code = UNSURE
+    return check_sentence(found, machines), details, code
+
+
+def _rows(knobs: tuple["Knob", ...]) -> tuple["Row", ...]:
+    return tuple((knob.name, knob.value, knob.meaning) for knob in knobs)
+
+
+def _report(setup: "Setup", settled: "Settled", verdict: str, details: list[str]) -> "FileReport":
+    from planner.formats.detect import TITLES
+    from planner.report.foreign import FileReport
+
+    return FileReport(
+        TITLES[setup.framework], verdict, tuple(details), _rows(setup.understood),
+        _rows(setup.unknown), _rows(setup.neutral), settled.problems, setup.silent,
+        (*setup.assumed, *settled.remarks), setup.unpriced,
+    )  # fmt: skip

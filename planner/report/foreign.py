@@ -1,0 +1,81 @@
+"""The answer of ``planner check FILE``: what was understood, what breaks, what does nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from planner.report.layout import column_table, section
+
+Row = tuple[str, str, str]  # setting, value, meaning
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What a framework's file says and whether it starts, fits and how fast, in sentences."""
+
+    title: str
+    verdict: str
+    details: tuple[str, ...]
+    understood: tuple[Row, ...]
+    unknown: tuple[Row, ...]
+    neutral: tuple[Row, ...]
+    problems: tuple[str, ...]
+    silent: tuple[str, ...]
+    assumed: tuple[str, ...]
+    unpriced: tuple[str, ...]
+
+
+def file_report(found: FileReport) -> Group:
+    """Return the verdict first, then the rules, the settings and what was assumed."""
+    parts: list[RenderableType] = [Text(found.verdict, style="bold")]
+    parts += [Text(f"  - {problem}") for problem in found.problems]
+    parts += [Text(line) for line in found.details]
+    table = column_table(("setting", "left"), ("value", "left"), ("meaning", "left"))
+    table.columns[0].no_wrap = True  # a setting is searched for by its whole name
+    for row in found.understood:
+        table.add_row(*(cut(cell) for cell in row))
+    if found.understood:
+        parts.append(section(f"Understood in {found.title}", table))
+    for head, lines in (
+        ("Does nothing", found.silent),
+        ("Not understood", [f"{name} {value}".strip() for name, value, _ in found.unknown]),
+        ("Assumed", found.assumed),
+        ("Understood, but not in the estimate", found.unpriced),
+    ):
+        if lines:
+            parts += [Text(), Text(head, style="bold cyan"), *_listed(lines)]
+    if found.neutral:
+        count = len(found.neutral)
+        parts += [
+            Text(),
+            Text(f"{count} more settings touch neither layout, memory nor step time."),
+        ]
+    return Group(*parts)
+
+
+def cut(text: str, most: int = 60) -> str:
+    """Return text that stays in its column."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _listed(lines: Sequence[str]) -> list[Text]:
+    return [Text(f"  - {line}") for line in lines]
+
+
+def file_json(found: FileReport) -> dict[str, object]:
+    """Return the same as plain data."""
+    rows = {name: [dict(zip(("setting", "value", "meaning"), row, strict=True)) for row in rows]
+            for name, rows in (("understood", found.understood), ("unknown", found.unknown),
+                               ("neutral", found.neutral))}  # fmt: skip
+    return {
+        "verdict": found.verdict,
+        "details": list(found.details),
+        "starts": not found.problems,
+        "problems": list(found.problems),
+        "silent": list(found.silent),
+        "assumed": list(found.assumed),
+        "unpriced": list(found.unpriced),
+        **rows,
+    }
