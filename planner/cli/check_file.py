@@ -47,10 +47,8 @@ def is_foreign(name: str) -> bool:
     path = Path(name)
     if not path.is_file():
         return False
-    if path.suffix == ".json":
-        text = read_text(path)
-        return detect(path, text) is not None
-    return True
+    # a JSON file of no known format is a model or a plan, and answered as one
+    return path.suffix != ".json" or detect(path, read_text(path)) is not None
 
 
 def check_file(path: Path, given: dict[str, str], asked: Asked) -> tuple["FileReport", int]:

@@ -5,27 +5,70 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from planner.errors import SpecError
+from planner.formats.accelerate import read_accelerate
+from planner.formats.deepspeed import read_deepspeed
 from planner.formats.megatron import read_megatron
+from planner.formats.nanotron import read_nanotron
+from planner.formats.nemo import read_nemo
 from planner.formats.setup import Setup
+from planner.formats.torchtitan import read_torchtitan
 from planner.spec.files import read_text
 
 Reader = Callable[[Path, str, Mapping[str, str]], Setup]
 
-READERS: dict[str, Reader] = {"megatron": read_megatron}
-TITLES = {"megatron": "Megatron-LM arguments"}
+READERS: dict[str, Reader] = {
+    "megatron": read_megatron,
+    "torchtitan": read_torchtitan,
+    "deepspeed": read_deepspeed,
+    "accelerate": read_accelerate,
+    "nanotron": read_nanotron,
+    "nemo": read_nemo,
+}
+TITLES = {
+    "megatron": "Megatron-LM arguments",
+    "torchtitan": "torchtitan TOML or flags",
+    "deepspeed": "DeepSpeed JSON",
+    "accelerate": "accelerate YAML",
+    "nanotron": "nanotron YAML",
+    "nemo": "NeMo or Megatron-Bridge YAML",
+}
 _MEGATRON = re.compile(r"--(num-layers|tensor-model-parallel-size|pipeline-model-parallel-size)\b")
+_TRAINING = re.compile(r"pretrain_\w+\.py|\bsource\b|^\s*\. ", re.M)
+_TORCHTITAN = re.compile(
+    r"--(parallelism|training|activation_checkpoint|job)[.]\w+|torchtitan\.train|"
+    r"--module \w+ --config"
+)
 _SCRIPTS = {".sh", ".bash", ".sbatch", ".slurm", ".args", ".txt", ""}
+# settings that only this format's YAML holds, most telling first
+_YAML = (
+    ("nanotron", re.compile(r"^tokens:|batch_accumulation_per_replica", re.M)),
+    ("accelerate", re.compile(r"^(compute_environment|distributed_type|fsdp_config|"
+                              r"parallelism_config|deepspeed_config):", re.M)),
+    ("nemo", re.compile(r"tensor_model_parallel_size|--tensor-model-parallel-size|"
+                        r"pipeline_model_parallel_size|expert_model_parallel_size")),
+)  # fmt: skip
+_DEEPSPEED = re.compile(
+    r'"(zero_optimization|train_batch_size|train_micro_batch_size_per_gpu|'
+    r'gradient_accumulation_steps)\s*"\s*:'
+)
 
 
 def detect(path: Path, text: str) -> str | None:
     """Return the name of the format of a file; None where it is none that is read."""
+    if path.suffix == ".json" or (text.lstrip().startswith("{") and path.suffix in _SCRIPTS):
+        return "deepspeed" if _DEEPSPEED.search(text) else None
+    if path.suffix == ".toml":
+        known = re.search(r"^\[(parallelism|training|activation_checkpoint|model)\]", text, re.M)
+        return "torchtitan" if known else None
+    if path.suffix in (".yaml", ".yml"):
+        return next((name for name, mark in _YAML if mark.search(text)), None)
     if path.suffix in _SCRIPTS or text.startswith("#!"):
-        return "megatron" if _MEGATRON.search(text) or _calls_training(text) else None
+        if _MEGATRON.search(text):
+            return "megatron"
+        if _TORCHTITAN.search(text):
+            return "torchtitan"
+        return "megatron" if _TRAINING.search(text) else None
     return None
-
-
-def _calls_training(text: str) -> bool:
-    return re.search(r"pretrain_\w+\.py|\bsource\b|^\s*\. ", text, re.M) is not None
 
 
 def read_foreign(

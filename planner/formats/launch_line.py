@@ -39,7 +39,7 @@ def find_launch(path: Path, text: str, given: Mapping[str, str]) -> Launch | Non
         if not arguments:
             return None
     texts = [text, *(command.input for command in commands)]
-    gpus = _gpus([*before, *_directives(texts)])
+    gpus = started_gpus([*before, *_directives(texts)])
     exports = {}
     for name in script.exported:
         value = script.variables.get(name)
@@ -103,7 +103,7 @@ def _directives(texts: Iterable[str]) -> list[str]:
     return words
 
 
-def _gpus(words: list[str]) -> int | None:
+def started_gpus(words: list[str]) -> int | None:
     """Return nodes times processes, where both are numbers."""
     nodes = per_node = None
     for word, following in pairwise([*words, ""]):

@@ -7,11 +7,21 @@ from typing import Any
 from planner.formats.setup import Setup
 from planner.layout.layout import Layout, Shard
 from planner.layout.rule import Facts, Rule, broken, facts_of
+from planner.layout.rules_accelerate import RULES as ACCELERATE
+from planner.layout.rules_deepspeed import RULES as DEEPSPEED
 from planner.layout.rules_megatron import RULES as MEGATRON
+from planner.layout.rules_nanotron import RULES as NANOTRON
+from planner.layout.rules_torchtitan import RULES as TORCHTITAN
 from planner.layout.stages import Split, split_layers
 from planner.spec.model import ModelSpec
 
-RULES: Mapping[str, tuple[Rule, ...]] = {"megatron": MEGATRON}
+RULES: Mapping[str, tuple[Rule, ...]] = {
+    "megatron": MEGATRON,
+    "torchtitan": TORCHTITAN,
+    "deepspeed": DEEPSPEED,
+    "accelerate": ACCELERATE,
+    "nanotron": NANOTRON,
+}
 
 
 @dataclass(frozen=True, slots=True)

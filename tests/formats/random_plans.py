@@ -7,6 +7,7 @@ from functools import cache
 from planner.layout.layout import Layout, Recompute
 from planner.layout.space import Problems, layouts
 from planner.plan import LayoutRecord, Plan
+from planner.spec.huggingface import load_model
 from planner.spec.model import MLASpec, ModelSpec, MoESpec
 from tests.formats.plans import build_plan, stage_table
 from tests.properties.strategies import cluster, gpt, job, small, small_moe
@@ -25,7 +26,10 @@ MODELS: dict[str, ModelSpec] = {
     "latent": small_moe(
         name="latent", mla=_MLA, kv_heads=16, head_dim=96, mtp_layers=1, qk_norm=False
     ),
+    "llama-3-8b": load_model("llama-3-8b"),
+    "qwen3-30b-a3b": load_model("qwen3-30b-a3b"),
 }
+OWN = [name for name in MODELS if "-3" not in name and not name.startswith("qwen3")]
 
 
 @cache

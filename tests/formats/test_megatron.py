@@ -22,11 +22,11 @@ from planner.plan import Plan
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec, MoESpec
 from tests.formats.plans import build_plan, job, llama, neox
-from tests.formats.random_plans import MODELS, random_plans
+from tests.formats.random_plans import OWN, random_plans
 
 PLANS = list(
     random_plans(
-        100, list(MODELS), megatron_problems, uneven=True, partial=True,
+        100, OWN, megatron_problems, uneven=True, partial=True,
         precisions=("bf16", "fp16", "fp8", "mxfp8", "nvfp4"),
     )
 )  # fmt: skip

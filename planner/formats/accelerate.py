@@ -1,0 +1,175 @@
+"""accelerate's YAML: FSDP 1 and 2, DeepSpeed (also in a file of its own), parallelism_config."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from planner.errors import SpecError
+from planner.formats.deepspeed import read_deepspeed
+from planner.formats.loose import load_loose, without_holes
+from planner.formats.setup import Meaning, Reading, Setup, sort_settings, switch, text_of, whole
+from planner.layout.layout import Recompute
+from planner.spec.files import read_text
+from planner.spec.software import TORCH_FSDP
+
+SOFTWARE = TORCH_FSDP.model_copy(update={"name": "accelerate"})
+_FSDP, _SIZES, _DEEP = "fsdp_config.", "parallelism_config.parallelism_config_", "deepspeed_config."
+_MEGATRON = "megatron_lm_config.megatron_lm_"
+SETTINGS: dict[str, Meaning] = {
+    "distributed_type": Meaning("kind", text_of, "runs"),
+    "mixed_precision": Meaning("precision", text_of, "precision"),
+    "num_processes": Meaning("gpus", whole, "GPUs"),
+    "num_machines": Meaning("nodes", whole, "nodes"),
+    f"{_FSDP}fsdp_version": Meaning("fsdp_version", whole, "FSDP"),
+    f"{_FSDP}fsdp_sharding_strategy": Meaning("strategy", text_of, "shards"),
+    f"{_FSDP}fsdp_reshard_after_forward": Meaning("reshard", text_of, "reshard after forward"),
+    f"{_FSDP}fsdp_offload_params": Meaning("offload", switch, "parameters on the CPU"),
+    f"{_FSDP}fsdp_cpu_offload": Meaning("offload", switch, "parameters on the CPU"),
+    f"{_FSDP}fsdp_activation_checkpointing": Meaning("recompute", switch, "recompute full"),
+    f"{_SIZES}dp_replicate_size": Meaning("replicate", whole, "copies"),
+    f"{_SIZES}dp_shard_size": Meaning("shard", whole, "ranks that share a copy"),
+    f"{_SIZES}tp_size": Meaning("tp", whole, "tp"),
+    f"{_SIZES}cp_size": Meaning("cp_size", whole, "cp"),
+    f"{_SIZES}sp_size": Meaning("sp_size", whole, "cp by all-to-all"),
+    f"{_SIZES}cp_comm_strategy": Meaning("cp_strategy", text_of, "context exchange"),
+    f"{_DEEP}zero_stage": Meaning("zero", whole, "ZeRO"),
+    f"{_DEEP}gradient_accumulation_steps": Meaning(
+        "accumulation", whole, "micro-batches of a step"
+    ),
+    f"{_DEEP}offload_optimizer_device": Meaning("offload_optimizer", text_of, "optimizer on"),
+    f"{_DEEP}offload_param_device": Meaning("offload_parameters", text_of, "parameters on"),
+    f"{_DEEP}deepspeed_config_file": Meaning("file", text_of, "DeepSpeed settings in"),
+    f"{_MEGATRON}tp_degree": Meaning("tp", whole, "tp"),
+    f"{_MEGATRON}pp_degree": Meaning("pp", whole, "pp"),
+    f"{_MEGATRON}num_micro_batches": Meaning("accumulation", whole, "micro-batches of a step"),
+    f"{_MEGATRON}sequence_parallelism": Meaning("sequence_parallel", switch, "sequence parallel"),
+    f"{_MEGATRON}recompute_activations": Meaning("selective", switch, "recompute selective"),
+    f"{_MEGATRON}use_distributed_optimizer": Meaning("distributed_optimizer", switch, "ZeRO-1"),
+}
+_NEUTRAL = {
+    "compute_environment", "debug", "downcast_bf16", "dynamo_backend", "dynamo_config",
+    "enable_cpu_affinity", "fp8_config", "gpu_ids", "ipex_config", "machine_rank",
+    "main_process_ip",
+    "main_process_port", "main_training_function", "mpirun_config", "rdzv_backend",
+    "same_network", "tpu_env", "tpu_use_cluster", "tpu_use_sudo", "use_cpu", "fsdp_config",
+    "deepspeed_config", "megatron_lm_config", "parallelism_config", "tpu_name", "tpu_zone",
+    "commands", "command_file", "aws_config", "num_cpu_threads_per_process",
+}  # fmt: skip
+_STRATEGIES = {
+    "FULL_SHARD": 3, "SHARD_GRAD_OP": 2, "NO_SHARD": 0, "HYBRID_SHARD": 3, "HYBRID_SHARD_ZERO2": 2,
+    "1": 3, "2": 2, "3": 0, "4": 3, "5": 2,
+}  # fmt: skip
+_OF_FSDP1 = ("fsdp_sharding_strategy", "fsdp_use_orig_params", "fsdp_sync_module_states",
+             "fsdp_forward_prefetch", "fsdp_backward_prefetch")  # fmt: skip
+
+
+def is_neutral(name: str) -> bool:
+    """Whether a setting is accelerate's and touches neither layout, memory nor step time."""
+    return name.split(".")[0] in _NEUTRAL
+
+
+def read_accelerate(path: Path, text: str, given: Mapping[str, str]) -> Setup:
+    """Return what an accelerate YAML file says, and the DeepSpeed file that it names."""
+    loose = load_loose(path, text, given)
+    decided, problems = without_holes(loose.settings, SETTINGS, str(path))
+    reading = sort_settings(decided, SETTINGS, is_neutral, str(path))
+    reading.problems += problems
+    reading.assumed += loose.remarks
+    values = reading.values
+    if "kind" not in values and "shard" in values:
+        values["kind"] = "FSDP"
+    values.setdefault("fsdp_version", 2 if any(n.startswith(_SIZES) for n in decided) else 1)
+    _unknown_at_top(path, reading)
+    _silent(decided, values, reading)
+    offloads = {
+        "parameters offload to the CPU": values.get("offload"),
+        "optimizer offload": values.get("offload_optimizer", "none") != "none",
+        "parameter offload": values.get("offload_parameters", "none") != "none",
+    }
+    reading.unpriced += [what for what, present in offloads.items() if present]
+    own = _setup(path, values, decided, reading)
+    return _joined(own, path, values, given) if values.get("file") else own
+
+
+def _setup(
+    path: Path, values: Mapping[str, Any], decided: Mapping[str, Any], reading: Reading
+) -> Setup:
+    tp, pp = max(1, values.get("tp", 1)), max(1, values.get("pp", 1))
+    cp = max(1, values.get("cp_size", 1), values.get("sp_size", 1))
+    copies, shard = values.get("replicate", 1), values.get("shard")
+    zero = _zero(values)
+    options = dict(values) | {
+        "cp_size": values.get("cp_size", 1) > 1, "sp_size": values.get("sp_size", 1) > 1,
+        "parallelism": any(name.startswith(_SIZES) for name in decided),
+    }  # fmt: skip
+    exchange = "all_to_all" if values.get("sp_size", 1) > 1 else "ring"
+    precision = values.get("precision")
+    hybrid = "HYBRID" in str(values.get("strategy", "")).upper()
+    if hybrid:
+        copies = values.get("nodes", 1)
+    return Setup(
+        framework="accelerate", path=str(path),
+        software=SOFTWARE.model_copy(update={"name": f"accelerate {exchange}",
+                                             "context_exchange": exchange}),
+        tp=tp, cp=cp, pp=pp, dp=copies * (shard or 1) if "replicate" in values or shard else None,
+        accumulation=values.get("accumulation"), gpus=values.get("gpus"),
+        precision=precision if precision in ("bf16", "fp16", "fp8") else None,
+        sequence_parallel=bool(values.get("sequence_parallel")) and tp > 1,
+        zero=zero, replicas=max(1, copies), options=options,
+        recompute=Recompute.FULL if values.get("recompute")
+        else Recompute.SELECTIVE if values.get("selective") else Recompute.NONE,
+        **reading.lists(),
+    )  # fmt: skip
+
+
+def _zero(values: Mapping[str, Any]) -> int:
+    kind = str(values.get("kind", "")).upper()
+    if kind == "DEEPSPEED":
+        return int(values.get("zero", 2))
+    if kind == "MEGATRON_LM":
+        return int(bool(values.get("distributed_optimizer")))
+    if kind != "FSDP" or values.get("shard", 2) == 1:
+        return 0
+    strategy = values.get("strategy")
+    if values["fsdp_version"] == 1 and strategy is not None:
+        return _STRATEGIES.get(strategy.upper(), 3)
+    return 2 if str(values.get("reshard", "true")).lower() in ("false", "shard_grad_op") else 3
+
+
+def _unknown_at_top(path: Path, reading: Reading) -> None:
+    """Accelerate refuses settings that it does not know at the top, and ignores others."""
+    for knob in reading.unknown:
+        reading.problems.append(
+            f"{path}: {knob.name}: accelerate refuses settings it does not know at the top of its "
+            "file; remove it (commands/config/config_args.py, accelerate 1.15)"
+        )
+
+
+def _silent(decided: Mapping[str, Any], values: Mapping[str, Any], reading: Reading) -> None:
+    if values["fsdp_version"] == 2:
+        reading.silent += [
+            f"{name} is of FSDP 1 and does nothing with fsdp_version 2"
+            for name in _OF_FSDP1
+            if f"{_FSDP}{name}" in decided
+        ]
+    kind = str(values.get("kind", "")).upper()
+    for prefix, owner in ((_FSDP, "FSDP"), (_DEEP, "DEEPSPEED")):
+        if kind != owner and any(name.startswith(prefix) for name in decided):
+            reading.silent.append(f"{prefix[:-1]} does nothing with distributed_type {kind}")
+
+
+def _joined(own: Setup, path: Path, values: Mapping[str, Any], given: Mapping[str, str]) -> Setup:
+    """Return the settings of the DeepSpeed file, with the launcher's own beside them."""
+    file = path.parent / values["file"]
+    if not file.is_file():
+        raise SpecError(f"{path}: deepspeed_config_file: {file} is not there; correct the path")
+    other = read_deepspeed(file, read_text(file), given)
+    names = ("understood", "neutral", "unknown", "silent", "problems", "assumed", "unpriced")
+    lists: dict[str, Any] = {name: (*getattr(own, name), *getattr(other, name)) for name in names}
+    return replace(
+        other, gpus=own.gpus, tp=max(own.tp, other.tp), cp=max(own.cp, other.cp), dp=own.dp,
+        software=own.software if own.cp > 1 else other.software,
+        precision=other.precision or own.precision, options={**own.options, **other.options},
+        **lists,
+    )  # fmt: skip

@@ -1,0 +1,150 @@
+"""Writes a job as torchtitan's TOML (0.1 to 0.2) and the script that starts it."""
+
+import json
+import shlex
+from string import Template
+
+from planner.formats.torchtitan import FLAVORS
+from planner.formats.unsupported import partial_recompute, rank_order, refuse
+from planner.formats.work import Work
+from planner.layout.layout import Recompute, Shard
+from planner.layout.rule import Facts, broken, facts_of
+from planner.layout.rules_torchtitan import RULES
+from planner.spec.huggingface import load_model
+
+_TOML = Template("""# torchtitan 0.2 reads this file: torchtitan.sh starts it.
+[model]
+name = $family
+flavor = $flavor
+$converters
+[training]
+local_batch_size = $local
+global_batch_size = $batch
+seq_len = $seq_len
+steps = 20
+
+[parallelism]
+data_parallel_replicate_degree = $copies
+data_parallel_shard_degree = $shard
+fsdp_reshard_after_forward = "$reshard"
+tensor_parallel_degree = $tp
+context_parallel_degree = $cp
+pipeline_parallel_degree = $pp
+$pipeline$experts
+[activation_checkpoint]
+mode = "$mode"
+$selective
+[compile]
+enable = $compiled
+""")
+_SCRIPT = Template("""#!/usr/bin/env bash
+# Starts torchtitan.toml on $ranks GPUs with torchtitan 0.2; further arguments are passed on.
+# Environment: NNODES NPROC_PER_NODE NODE_RANK MASTER_ADDR MASTER_PORT.
+set -euo pipefail
+
+here="$$(cd -- "$$(dirname -- "$${BASH_SOURCE[0]}")" && pwd)"
+NNODES="$${NNODES:-$nodes}"
+NPROC_PER_NODE="$${NPROC_PER_NODE:-$per_node}"
+if [ "$$((NNODES * NPROC_PER_NODE))" -ne $ranks ]; then
+  echo "error: NNODES=$$NNODES times NPROC_PER_NODE=$$NPROC_PER_NODE is not $ranks ranks" >&2
+  exit 2
+fi
+printf '%s\\n' $title >&2
+exec torchrun --nnodes "$$NNODES" --nproc-per-node "$$NPROC_PER_NODE" \\
+  --node-rank "$${NODE_RANK:-0}" --master-addr "$${MASTER_ADDR:-127.0.0.1}" \\
+  --master-port "$${MASTER_PORT:-29500}" \\
+  -m torchtitan.train --job.config_file "$$here/torchtitan.toml" "$$@"
+""")
+
+
+def flavor_of(work: Work) -> tuple[str, str] | None:
+    """Return torchtitan's family and flavor of a model; None where it has none."""
+    for (family, flavor), shipped in FLAVORS.items():
+        own = load_model(shipped)
+        if own.model_copy(update={"name": work.model.name}) == work.model:
+            return family, flavor.upper()
+    return None
+
+
+def torchtitan_problems_of(work: Work) -> list[str]:
+    """Return every reason why torchtitan cannot run a job."""
+    layout, shard = work.layout, work.layout.shard
+    ranks = layout.dp * layout.cp
+    facts = Facts(**facts_of(work.model, work.job, layout), stages=work.layers)  # type: ignore[arg-type]
+    problems = broken(RULES, facts) + rank_order(work, "torchtitan")
+    problems += partial_recompute(work, "torchtitan")
+    if flavor_of(work) is None:
+        known = ", ".join(FLAVORS.values())
+        problems.append(f"model {work.model.name!r} is no flavor of torchtitan; known: {known}")
+    if layout.pp > 1 and shard not in (Shard(), Shard.zero(1, ranks)):
+        problems.append(f"with pp={layout.pp}, torchtitan shards as ZeRO-1 over all ranks, or not")
+    whole = [Shard.zero(stage, ranks) for stage in (0, 2, 3)]
+    hybrid = shard.weights == shard.gradients == shard.optimizer
+    if layout.pp == 1 and ranks > 1 and shard not in whole and not hybrid:
+        problems.append("torchtitan has no ZeRO-1; try ZeRO 0, 2 or 3")
+    if shard == Shard() and ranks > 1 and layout.cp > 1:
+        problems.append("torchtitan shards over cp always; try ZeRO 3")
+    if 1 < shard.optimizer < ranks and (shard.optimizer % layout.cp or layout.cp > shard.optimizer):
+        problems.append(f"shards over {shard.optimizer} ranks are no multiple of cp={layout.cp}")
+    if work.job.precision not in ("bf16", "fp8", "mxfp8"):
+        problems.append(f"precision {work.job.precision!r}: use bf16, fp8 or mxfp8")
+    if layout.tp > 1 and not layout.sequence_parallel:
+        problems.append("torchtitan's tensor parallelism is sequence parallel; set it")
+    return problems
+
+
+def write_torchtitan(work: Work) -> str:
+    """Return the TOML of a job; ``LayoutError`` with every reason why torchtitan cannot run it."""
+    refuse(torchtitan_problems_of(work))
+    layout, job = work.layout, work.job
+    ranks, optimizer = layout.dp * layout.cp, layout.shard.optimizer
+    copies = ranks // optimizer if optimizer > 1 else layout.dp
+    family, flavor = flavor_of(work) or ("", "")
+    passes = layout.micro_batches(job.global_batch) if layout.pp > 1 else 1
+    converter = {"fp8": "quantize.linear.float8", "mxfp8": "quantize.linear.mx"}.get(job.precision)
+    modes = {Recompute.FULL: "full", Recompute.SELECTIVE: "selective", Recompute.NONE: "none"}
+    zero2 = layout.pp == 1 and layout.shard.weights == 1 and layout.shard.gradients > 1
+    selective = work.recompute is Recompute.SELECTIVE
+    return _TOML.substitute(
+        family=json.dumps(family), flavor=json.dumps(flavor),
+        converters=f"converters = [{json.dumps(converter)}]\n" if converter else "",
+        local=layout.micro_batch * passes, batch=job.global_batch, seq_len=job.seq_len,
+        copies=copies, shard=layout.dp // copies, reshard="never" if zero2 else "default",
+        tp=layout.tp, cp=layout.cp, pp=layout.pp, pipeline=_pipeline(work), experts=_experts(work),
+        mode=modes[work.recompute], selective='selective_ac_option = "op"\n' if selective else "",
+        compiled=str(job.software.loss == "fused").lower(),
+    )  # fmt: skip
+
+
+def _pipeline(work: Work) -> str:
+    """Return schedule, micro-batch and stages; stages are written out, so none is guessed."""
+    if work.layout.pp == 1:
+        return ""
+    parts: list[list[str]] = []
+    first = 0
+    for count in work.layers:
+        parts.append([f"layers.{layer}" for layer in range(first, first + count)])
+        first += count
+    parts[0].insert(0, "tok_embeddings")
+    parts[-1] += ["norm", "output"]
+    schedule = "1F1B" if work.layout.vpp == 1 else "Interleaved1F1B"
+    lines = ",\n".join(f"  {json.dumps(part)}" for part in parts)
+    return (
+        f'pipeline_parallel_schedule = "{schedule}"\n'
+        f"pipeline_parallel_microbatch_size = {work.layout.micro_batch}\n"
+        f"module_fqns_per_model_part = [\n{lines},\n]\n"
+    )
+
+
+def _experts(work: Work) -> str:
+    if work.model.moe is None:
+        return ""
+    layout = work.layout
+    return f"expert_parallel_degree = {layout.ep}\nexpert_tensor_parallel_degree = {layout.etp}\n"
+
+
+def write_torchtitan_script(work: Work) -> str:
+    """Return ``torchtitan.sh``, which starts the TOML file beside it."""
+    return _SCRIPT.substitute(
+        ranks=work.ranks, nodes=work.nodes, per_node=work.per_node, title=shlex.quote(work.title)
+    )

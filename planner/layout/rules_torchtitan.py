@@ -1,0 +1,111 @@
+"""What torchtitan refuses, hangs on, or runs with wrong gradients: one record per rule.
+
+Asked of the 0.2.0 wheel (the last with TOML) or read in torchtitan b5bcd76 (2026-08).
+"""
+
+from planner.layout.layout import Recompute
+from planner.layout.rule import Facts, Rule, divisor, multiple, near
+
+_DIMS = "torchtitan/distributed/parallel_dims.py"
+_PIPELINE = "torchtitan/distributed/pipeline_parallel.py"
+_ALL = "torchtitan 0.1 to 0.3"
+_TOML = "torchtitan 0.1 to 0.2"
+SPLIT_BACKWARD = ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
+SINGLE = ("1F1B", "GPipe")
+
+
+def _product(f: Facts) -> bool:
+    stated = int(str(f.options.get("stated_dp") or 0))
+    return f.world % (f.tp * f.cp * f.pp) > 0 or (stated > 0 and stated != f.dp)
+
+
+def _product_said(f: Facts) -> str:
+    stated = int(str(f.options.get("stated_dp") or f.dp))
+    product = f.tp * f.cp * f.pp * stated
+    return (
+        f"dp_replicate*dp_shard*cp*tp*pp={product} is not the {f.world} GPUs; try "
+        f"data_parallel_shard_degree -1 or GPUs {product}"
+    )
+
+
+def _schedule(f: Facts) -> str:
+    return str(f.options.get("schedule") or ("1F1B" if f.vpp == 1 else "Interleaved1F1B"))
+
+
+def _expert_grid(f: Facts) -> bool:
+    inner = f.cp if f.etp == f.tp else f.cp * f.tp
+    outer = f.dp * f.cp if f.etp == f.tp else f.dp * f.cp * f.tp
+    return f.ep > 1 and (f.ep % inner > 0 or outer % f.ep > 0)
+
+
+def _expert_grid_said(f: Facts) -> str:
+    inner = f.cp if f.etp == f.tp else f.cp * f.tp
+    outer = f.dp * f.cp if f.etp == f.tp else f.dp * f.cp * f.tp
+    tried = near(f.ep, lambda n: n % inner == 0 and outer % n == 0, outer)
+    return f"ep={f.ep} must be a multiple of {inner} and a divisor of {outer}; try ep {tried}"
+
+
+def _chunks(f: Facts) -> bool:
+    single = _schedule(f) in SINGLE
+    return f.pp > 1 and (f.vpp > 1 if single else f.vpp < 2)
+
+
+def _single_micro_batches(f: Facts) -> int:
+    """Micro-batches that go through the pipeline at once; accumulation repeats the pipeline."""
+    return int(str(f.options.get("pipeline_micro_batches") or f.micro_batches))
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("T1", _ALL, _DIMS, _product, _product_said),
+    Rule("T2", _TOML, _DIMS, lambda f: f.ep > 1 and f.etp not in (1, f.tp),
+         lambda f: f"etp={f.etp} must be 1 or tp={f.tp}; try etp 1"),
+    Rule("T3", _TOML, _DIMS, lambda f: f.etp in (1, f.tp) and _expert_grid(f), _expert_grid_said),
+    Rule("T4", _ALL, "torchtitan/train.py",
+         lambda f: f.seq_len % (f.tp * (2 * f.cp if f.cp > 1 else 1)) > 0,
+         lambda f: multiple("seq_len", f.seq_len, f.tp * (2 * f.cp if f.cp > 1 else 1),
+                            "tp" if f.cp == 1 else "2*cp*tp")),
+    Rule("T5", _ALL, _PIPELINE, _chunks,
+         lambda f: f"schedule {_schedule(f)} takes "
+         f"{'one stage' if _schedule(f) in SINGLE else 'at least 2 stages'} per rank, "
+         f"it has {f.vpp}; change pipeline_parallel_layers_per_stage"),
+    Rule("T6", _ALL, "torch/distributed/tensor/parallel", lambda f: f.heads % f.tp > 0,
+         lambda f: divisor("tp", f.tp, "heads", f.heads)),
+    Rule("T7", _ALL, "torch/distributed/tensor/parallel",
+         lambda f: not f.mla and f.kv_heads % f.tp > 0,
+         lambda f: divisor("tp", f.tp, "kv_heads", f.kv_heads)),
+    Rule("T8", _ALL, "torch/distributed/tensor/parallel", lambda f: f.ffn_hidden % f.tp > 0,
+         lambda f: divisor("tp", f.tp, "ffn_hidden", f.ffn_hidden)),
+    Rule("T9", _ALL, "torchtitan/train.py",
+         lambda f: f.micro_batch > 0 and f.global_batch % (f.micro_batch * f.dp) > 0,
+         lambda f: multiple("global_batch_size", f.global_batch, f.micro_batch * f.dp,
+                            "dp*micro_batch")),
+    Rule("T10", _ALL, "torch/distributed/pipelining/schedules.py",
+         lambda f: f.pp > 1 and 0 < _single_micro_batches(f) < f.pp,
+         lambda f: f"{_single_micro_batches(f)} micro-batches are fewer than pp={f.pp}; try "
+         f"local_batch_size {f.pp * f.micro_batch}"),
+    Rule("T11", _ALL, "torch/distributed/fsdp, measured with torch 2.13",
+         lambda f: f.pp > 1 and _schedule(f) in SPLIT_BACKWARD
+         and f.options.get("reshard") == "always",
+         lambda f: f"schedule {_schedule(f)} with fsdp_reshard_after_forward always gives wrong "
+         "gradients without an error; set it to never"),
+    Rule("T12", _ALL, "torch/utils/checkpoint.py, seen with torch 2.13",
+         lambda f: f.pp > 1 and _schedule(f) in SPLIT_BACKWARD
+         and f.recompute is Recompute.SELECTIVE,
+         lambda f: f"schedule {_schedule(f)} stops under selective activation checkpointing by "
+         "operator; set activation_checkpoint.mode none or full"),
+    Rule("T13", _ALL, "torchtitan/distributed/tensor_parallel.py",
+         lambda f: f.on("async_tp") and not f.on("compile"),
+         lambda f: "enable_async_tensor_parallel needs compile.enable; switch it on"),
+    Rule("T14", _ALL, "torchtitan/distributed/activation_checkpoint.py",
+         lambda f: f.options.get("recompute_mode") == "memory_budget" and not f.on("compile"),
+         lambda f: "activation_checkpoint.mode memory_budget needs compile.enable; switch it on"),
+    Rule("T15", _ALL, "torchtitan/models/moe", lambda f: f.experts % f.ep > 0,
+         lambda f: divisor("ep", f.ep, "experts", f.experts)),
+    Rule("T16", _ALL, _DIMS, lambda f: f.ep > 1 and not f.experts and f.layers > 0,
+         lambda f: f"ep={f.ep} needs a model with experts; try ep 1"),
+    Rule("T17", _ALL, _PIPELINE, lambda f: f.pp * f.vpp > f.layers + 2 > 2,
+         lambda f: f"pp*vpp={f.pp * f.vpp} stages are more than layers={f.layers}; try pp "
+         f"{near(f.pp, lambda n: n <= f.layers, f.pp)}"),
+    Rule("T18", _ALL, _PIPELINE, lambda f: bool(f.stages) and sum(f.stages) != f.layers > 0,
+         lambda f: f"the stages hold {sum(f.stages)} layers, the model has {f.layers}"),
+)  # fmt: skip

@@ -1,0 +1,198 @@
+"""DeepSpeed, torchtitan and nanotron: plans written and read back."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from planner.errors import LayoutError
+from planner.formats.deepspeed import lost_by_deepspeed, write_deepspeed
+from planner.formats.detect import detect, read_foreign
+from planner.formats.nanotron import write_nanotron
+from planner.formats.settle import RULES, settle
+from planner.formats.torchtitan_toml import write_torchtitan, write_torchtitan_script
+from planner.formats.work import Work, work_of_plan, work_of_setup
+from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.rule import Facts, broken, facts_of
+from planner.plan import Plan
+from planner.spec.huggingface import load_model
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+from tests.formats.plans import build_plan
+from tests.formats.random_plans import random_plans
+
+
+def obeys(framework: str, extra: Callable[[Layout], bool]) -> Callable[..., list[str]]:
+    def problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
+        found = broken(RULES[framework], Facts(**facts_of(model, job, layout)))
+        return found or ([] if extra(layout) else ["no setting"])
+
+    return problems
+
+
+def _titan_shards(layout: Layout) -> bool:
+    ranks, shard = layout.dp * layout.cp, layout.shard
+    if layout.pp > 1:
+        return shard in (Shard(), Shard.zero(1, ranks)) and (layout.cp == 1 or shard.optimizer > 1)
+    if shard.zero_stage() in (1, 0):
+        return ranks == 1 or (shard == Shard() and layout.cp == 1)
+    return shard.optimizer % layout.cp == 0 and shard.optimizer >= layout.cp
+
+
+DEEPSPEED = list(random_plans(
+    100, ["llama", "tied", "qwen", "gpt"],
+    obeys("deepspeed", lambda one: one.pp == 1 and one.etp == 1), precisions=("bf16", "fp16"),
+))  # fmt: skip
+NANOTRON = list(random_plans(
+    100, ["llama"],
+    obeys("nanotron", lambda one: one.pp == 1 and one.shard.optimizer in (1, one.dp * one.cp)),
+))  # fmt: skip
+TORCHTITAN = list(random_plans(
+    100, ["llama-3-8b", "qwen3-30b-a3b"], obeys("torchtitan", _titan_shards), uneven=True,
+    precisions=("bf16", "fp8", "mxfp8"),
+))  # fmt: skip
+
+
+def back(text: str, name: str, work: Work, model: ModelSpec | None, folder: Path) -> Work:
+    file = folder / name
+    file.write_text(text)
+    setup = read_foreign(file)
+    assert setup.unknown == ()
+    if setup.seq_len is None:
+        setup = replace(setup, seq_len=work.job.seq_len)
+    settled = settle(setup, model, work.ranks)
+    return work_of_setup(setup, settled, work.per_node)
+
+
+def same(found: Work, work: Work) -> None:
+    assert found.layout == replace(work.layout, recompute=found.layout.recompute)
+    assert (found.job.global_batch, found.job.precision) == (
+        work.job.global_batch, work.job.precision
+    )  # fmt: skip
+    assert (found.nodes, found.per_node) == (work.nodes, work.per_node)
+
+
+@pytest.mark.parametrize("plan", DEEPSPEED, ids=range(100))
+def test_deepspeed_comes_back(plan: Plan, tmp_path: Path) -> None:
+    work = work_of_plan(plan)
+    # the file says nothing of sequence parallelism, stages or recompute
+    found = back(write_deepspeed(work), "ds.json", work, plan.model, tmp_path)
+
+    same(replace(found, layout=replace(
+        found.layout, sequence_parallel=work.layout.sequence_parallel)), work)  # fmt: skip
+    lost = lost_by_deepspeed(work)
+    assert (work.recompute is Recompute.NONE) == (len(lost) == 1)
+
+
+@pytest.mark.parametrize("plan", NANOTRON, ids=range(100))
+def test_nanotron_comes_back(plan: Plan, tmp_path: Path) -> None:
+    work = work_of_plan(plan)
+    found = back(write_nanotron(work), "config.yaml", work, None, tmp_path)
+
+    same(found, work)
+    assert found.model.model_copy(update={"name": work.model.name}) == work.model
+    assert (found.layers, found.recompute) == (work.layers, work.recompute)
+
+
+@pytest.mark.parametrize("plan", TORCHTITAN, ids=range(100))
+def test_torchtitan_comes_back(plan: Plan, tmp_path: Path) -> None:
+    work = work_of_plan(plan)
+    found = back(write_torchtitan(work), "job.toml", work, None, tmp_path)
+
+    same(found, work)
+    assert found.model == load_model(work.model.name)
+    assert (found.layers, found.recompute) == (work.layers, work.recompute)
+    assert found.job.seq_len == work.job.seq_len
+
+
+def test_random_plans_are_of_every_kind() -> None:
+    expected = {
+        "deepspeed": (DEEPSPEED, {"tp", "cp"}),
+        "nanotron": (NANOTRON, {"tp", "cp"}),
+        "torchtitan": (TORCHTITAN, {"tp", "cp", "pp", "vpp", "ep"}),
+    }
+    for plans, features in expected.values():
+        used = {name for name in features if any(getattr(one.layout, name) > 1 for one in plans)}
+        assert used == features
+        stages = {plan.to_layout().shard.zero_stage() for plan in plans}
+        assert len(stages) >= 2
+
+
+def test_nanotron_stages_are_dealt_by_size(tmp_path: Path) -> None:
+    model = load_model("llama-3-8b")
+    plan = build_plan(model, pp=4, dp=2, layers=[8, 9, 8, 7], job_spec=_job(64))
+    work = work_of_plan(plan)
+    with pytest.raises(LayoutError) as error:
+        write_nanotron(work)
+    dealt = next(text for text in error.value.problems if "stages" in text)
+    assert dealt.startswith("stages of 8, 9, 8, 7 layers: nanotron has no setting")
+
+    file = tmp_path / "c.yaml"
+    file.write_text(write_nanotron(work_of_plan(build_plan(model, dp=8, job_spec=_job(64)))))
+    text = file.read_text().replace("  dp: 8", "  dp: 2").replace("  pp: 1", "  pp: 4")
+    file.write_text(text)
+    stages = read_foreign(file).stages
+    assert sum(stages) == 32
+    assert stages[-1] < stages[0]  # the output matrix takes the place of some layers
+    fixed = plan.model_copy(update={"stages": build_plan(model, pp=4, layers=stages).stages})
+    assert settle(read_foreign(_saved(tmp_path, write_nanotron(work_of_plan(fixed))))).split
+
+
+def _saved(folder: Path, text: str) -> Path:
+    (folder / "again.yaml").write_text(text)
+    return folder / "again.yaml"
+
+
+def _job(batch: int) -> JobSpec:
+    return JobSpec(global_batch=batch, seq_len=4096)
+
+
+# writer, a plan it refuses, the words of the reason
+LLAMA8 = load_model("llama-3-8b")
+REFUSED = [
+    (write_deepspeed, build_plan(pp=2), "PipelineModule"),
+    (write_deepspeed, build_plan(dp=4, recompute_layers=1), "recomputes all or none"),
+    (write_deepspeed, build_plan(dp=2, rank_map=[1, 0]), "rank_map"),
+    (write_nanotron, build_plan(dp=4, zero=2), "N8"),
+    (write_nanotron, build_plan(tp=8), "N3"),
+    (write_nanotron, build_plan(load_model("gpt2"), job_spec=_job(8)), "learned positions"),
+    (write_nanotron, build_plan(load_model("mixtral-8x7b"), job_spec=_job(8)), "experts"),
+    (write_torchtitan, build_plan(), "no flavor"),
+    (write_torchtitan, build_plan(LLAMA8, dp=4, zero=1, job_spec=_job(8)), "no ZeRO-1"),
+    (write_torchtitan, build_plan(LLAMA8, pp=4, dp=2, job_spec=_job(4)), "T10"),
+    (write_torchtitan, build_plan(LLAMA8, tp=3, job_spec=_job(8)), "T6"),
+]
+
+
+@pytest.mark.parametrize(("write", "plan", "words"), REFUSED)
+def test_what_a_framework_cannot_run_is_refused(
+    write: Callable[[Work], str], plan: Plan, words: str
+) -> None:
+    with pytest.raises(LayoutError, match=words):
+        write(work_of_plan(plan))
+
+
+def test_torchtitan_script_starts_its_file(tmp_path: Path) -> None:
+    name = "$(touch HIT)'\n"
+    plan = build_plan(LLAMA8.model_copy(update={"name": name}), dp=8, zero=3, job_spec=_job(64))
+    work = work_of_plan(plan)
+    (tmp_path / "torchtitan.toml").write_text(write_torchtitan(work))
+    (tmp_path / "torchtitan.sh").write_text(write_torchtitan_script(work))
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@"\n')
+    torchrun.chmod(0o755)
+
+    result = subprocess.run(
+        ["bash", str(tmp_path / "torchtitan.sh"), "--training.steps", "5"], capture_output=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+
+    assert not (tmp_path / "HIT").exists()
+    words = result.stdout.split("\0")
+    assert words[:4] == ["--nnodes", "1", "--nproc-per-node", "8"]
+    file = words[words.index("--job.config_file") + 1]
+    assert detect(Path(file), Path(file).read_text()) == "torchtitan"
+    assert words[-3:-1] == ["--training.steps", "5"]
