@@ -58,7 +58,7 @@ def check_file(path: Path, given: dict[str, str], asked: Asked) -> tuple["FileRe
     from planner.formats.settle import settle
     from planner.spec.huggingface import load_model
 
-    setup = _filled(read_foreign(path, given), asked)
+    setup = filled(read_foreign(path, given), asked)
     model = load_model(asked.model) if asked.model else None
     machines = chosen_cluster(asked.cluster, asked.nodes, None) if asked.cluster else None
     settled = settle(setup, model, machines.gpus if machines else None)
@@ -66,7 +66,7 @@ def check_file(path: Path, given: dict[str, str], asked: Asked) -> tuple["FileRe
     return _report(setup, settled, verdict, details), code
 
 
-def _filled(setup: "Setup", asked: Asked) -> "Setup":
+def filled(setup: "Setup", asked: Asked) -> "Setup":
     """Return the file with what it leaves open taken from the options."""
     from dataclasses import replace
 

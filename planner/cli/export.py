@@ -1,12 +1,12 @@
 """``planner export``: a plan as a folder that trains it."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from planner.cli.output import note
-from planner.errors import SpecError
 
 
 def export(
@@ -15,21 +15,33 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", metavar="DIR")],
     target: Annotated[
-        str, typer.Option(help="torch: a program for torchrun and Slurm.", metavar="NAME")
+        str,
+        typer.Option(
+            help="torch (a program of its own), megatron, torchtitan, deepspeed or nanotron.",
+            metavar="NAME",
+        ),
     ] = "torch",
     force: Annotated[
         bool, typer.Option("--force", help="Write into a folder that holds files.")
     ] = False,
 ) -> None:
-    """Write a plan as a folder that trains it."""
+    """Write a plan as a folder that trains it, with torch alone or another framework."""
+    from planner.formats.bundle import EXPORTS, export_plan
     from planner.formats.torch_launcher import write_bundle
     from planner.plan import Plan
     from planner.report.tables import launch_lines
     from planner.spec.files import load
 
-    if target != "torch":
-        raise SpecError(f"--target: {target!r} cannot be exported yet; use torch")
     document = load(Plan, plan)
+    if target != "torch":
+        files, lost = export_plan(document, target, output, overwrite=force)
+        note(f"{len(files)} files written to {output}")
+        for what in lost:
+            note(f"not carried over: {what}")
+        script = EXPORTS[target].script or EXPORTS[target].config
+        typer.echo(shlex.join(["bash", str(output / script)]) if EXPORTS[target].script
+                   else str(output / script))  # fmt: skip
+        return
     files = write_bundle(document, output, overwrite=force)
     note(f"{len(files)} files written to {output}")
     for line in launch_lines(document, output):

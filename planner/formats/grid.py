@@ -28,12 +28,12 @@ def title(plan: Plan) -> str:
     )
 
 
-def job_name(plan: Plan) -> str:
-    """Return the model's name in the letters that a scheduler takes."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", plan.model.name)
+def job_name(model_name: str) -> str:
+    """Return the model's name in the letters that Slurm takes."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", model_name)
 
 
-def dns_name(plan: Plan) -> str:
-    """Return a name for Kubernetes: at most 50 lower-case letters, digits and inner dashes."""
-    name = re.sub(r"[^a-z0-9]+", "-", plan.model.name.lower()).strip("-")[:50].strip("-")
+def dns_name(model_name: str) -> str:
+    """Return a name for Kubernetes: at most 40 lower-case letters, digits and inner dashes."""
+    name = re.sub(r"[^a-z0-9]+", "-", model_name.lower()).strip("-")[:40].strip("-")
     return name if name[:1].isalpha() else f"job-{name}".strip("-")

@@ -16,6 +16,8 @@ from planner.errors import SpecError
 
 MOST_SETTINGS = 20_000
 _HOLE = re.compile(r"\$\{([\w.]+)(?::-?([^${}]*))?\}")
+_PRODUCT = re.compile(r"\$\{mul:\s*(\d+)\s*,\s*(\d+)\s*\}")
+_PASSES = 4  # holes inside holes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,15 @@ def load_loose(path: Path, text: str, given: Mapping[str, str]) -> Loose:
     for name in [name for name in settings if name != _stripped(name)]:
         remarks.append(f"{name!r} has a blank in its name and is another setting than "
                        f"{_stripped(name)!r}: the framework ignores it")  # fmt: skip
-    filled = {name: _filled(value, settings, given) for name, value in settings.items()}
-    return Loose(filled, tuple(remarks))
+    return Loose(fill_holes(settings, given), tuple(remarks))
+
+
+def fill_holes(settings: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """Return settings with ``${...}`` filled: by ``given``, another setting, or its default."""
+    filled = dict(settings)
+    for _ in range(_PASSES):
+        filled = {name: _filled(value, filled, given) for name, value in filled.items()}
+    return filled
 
 
 def _stripped(name: str) -> str:
@@ -122,12 +131,14 @@ def _filled(value: Any, settings: Mapping[str, Any], given: Mapping[str, str]) -
         name, default = match[1], match[2]
         if name in given:
             return given[name]
+        if name == "mul":
+            return match[0]
         found = settings.get(name)
-        if found is not None and not isinstance(found, str | list | dict):
+        if found is not None and "${" not in str(found) and not isinstance(found, list | dict):
             return str(found)
         return default if default is not None else match[0]
 
-    return _HOLE.sub(fill, value)
+    return _PRODUCT.sub(lambda match: str(int(match[1]) * int(match[2])), _HOLE.sub(fill, value))
 
 
 def holes(value: Any) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from planner.errors import SpecError
 from planner.formats.launch_line import Launch, find_launch
 from planner.formats.megatron_flags import FLAGS, is_neutral
-from planner.formats.pipeline_layout import read_expert_layers, read_stages
+from planner.formats.pipeline_layout import end_stages, read_expert_layers, read_stages
 from planner.formats.setup import Reading, Setup, sort_settings
 from planner.formats.shell_values import open_names
 from planner.layout.layout import Recompute
@@ -142,21 +142,13 @@ def _stages(
         each = (layers + sum(ends)) // chunks
         return (each - ends[0], *(each,) * (chunks - 2), each - ends[1])
     first, last = values.get("first_layers"), values.get("last_layers")
-    if not (first or last) or pp == 1:
+    if not (first or last) or pp == 1 or not layers:
         return ()
-    fixed = {0: first} if first else {}
-    fixed |= {pp - 1: last} if last else {}
-    left, ranks = layers - sum(fixed.values()), pp - len(fixed)
-    if left < 0 or (ranks and left % ranks) or (not ranks and left):
-        reading.problems.append(
-            f"M5: the {left} layers between the first and the last stage do not divide into "
-            f"{ranks} stages; try --decoder-last-pipeline-num-layers "
-            f"{(last or 0) + (left % ranks if ranks else left)} (training/arguments.py)"
-        )
+    try:
+        return end_stages(layers, pp, degrees["vpp"], first, last)
+    except ValueError as error:
+        reading.problems.append(f"M5: {error} (training/arguments.py)")
         return ()
-    ranks_layers = [fixed.get(rank, left // ranks if ranks else 0) for rank in range(pp)]
-    vpp = degrees["vpp"]
-    return tuple(ranks_layers[rank] // vpp for _ in range(vpp) for rank in range(pp))
 
 
 def _model(

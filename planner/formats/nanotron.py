@@ -64,7 +64,8 @@ SETTINGS: dict[str, Meaning] = {
     f"{_MODEL}moe_config.enable_shared_expert": Meaning("shared", switch, "shared expert"),
 }
 _NEUTRAL = {
-    "checkpoints", "data_stages", "general", "lighteval", "logging", "metrics_logging", "profiler",
+    "checkpoints", "data", "data_stages", "general", "lighteval", "logging",
+    "metrics_logging", "profiler",
     "tokenizer", "s3_upload", "model", "optimizer", "tokens", "parallelism",
 }  # fmt: skip
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from planner.formats.launch_line import Launch
-from planner.formats.loose import holes, load_loose
+from planner.formats.loose import fill_holes, holes, load_loose
 from planner.formats.megatron import setup_of
 from planner.formats.megatron_flags import FLAGS
 from planner.formats.setup import Knob, Setup
+from planner.spec.files import read_text
 
 # last part of a setting's name -> argument of Megatron-LM, where it is not the same name
 _RENAMED = {
@@ -48,6 +49,7 @@ _SWITCHES = {
     "grad_reduce_in_fp32": (False, "--grad-reduce-in-bf16"),
     "overlap_p2p_comm": (False, "--no-overlap-p2p-communication"),
 }
+DEEPEST = 8  # files that inherit from files
 _NODES = {"num_nodes", "nodes", "num_machines", "nnodes"}
 _PER_NODE = {"devices", "gpus_per_node", "num_gpus_per_node", "nproc_per_node"}
 _GATED = {"swiglu", "fast-swiglu", "geglu", "fast-geglu", "reglu"}
@@ -55,14 +57,17 @@ _GATED = {"swiglu", "fast-swiglu", "geglu", "fast-geglu", "reglu"}
 
 def read_nemo(path: Path, text: str, given: Mapping[str, str]) -> Setup:
     """Return what a YAML file around Megatron-Core says; ``given`` fills its holes."""
-    loose = load_loose(path, text, given)
+    inherited, remarks = _inherited(path, text, given, 0)
+    settings = fill_holes(inherited, given)
     arguments: dict[str, str] = {}
     other: list[Knob] = []
     numbers: dict[str, int] = {}
     exports: dict[str, str] = {}
-    for name, value in loose.settings.items():
+    off = tuple(name.removesuffix("enabled") for name, value in settings.items()
+                if name.endswith(".enabled") and value is False)  # fmt: skip
+    for name, value in settings.items():
         leaf = name.rsplit(".", 1)[-1].strip()
-        if _SKIPPED.search(name):
+        if _SKIPPED.search(name) or name.startswith(off):
             other.append(Knob(name, str(value)[:60]))
         elif leaf in _NODES | _PER_NODE and str(value).isdigit():
             numbers.setdefault("nodes" if leaf in _NODES else "each", int(value))
@@ -74,7 +79,11 @@ def read_nemo(path: Path, text: str, given: Mapping[str, str]) -> Setup:
             other.append(Knob(name, str(value)[:60]))
     arguments.setdefault("--hidden-dropout", "0.0")
     arguments.setdefault("--attention-dropout", "0.0")
-    gpus = numbers["nodes"] * numbers.get("each", 8) if "nodes" in numbers else None
+    apart = any(name.endswith("colocated.enabled") and value is False
+                for name, value in settings.items())  # fmt: skip
+    gpus = numbers["nodes"] * numbers.get("each", 8) if "nodes" in numbers and not apart else None
+    if apart:
+        remarks.append("generation has nodes of its own; the trainer's share is not in the file")
     setup = setup_of(path, _decided(arguments), Launch((), gpus, exports, (), ()))
     problems = [
         f"{path}: {name}: depends on {holes(value)[0]}, which is not set; "
@@ -84,8 +93,26 @@ def read_nemo(path: Path, text: str, given: Mapping[str, str]) -> Setup:
     ]
     return replace(
         setup, neutral=(*setup.neutral, *other), problems=(*problems, *setup.problems),
-        assumed=(*loose.remarks, *setup.assumed),
+        assumed=(*remarks, *setup.assumed), framework="nemo",
     )  # fmt: skip
+
+
+def _inherited(
+    path: Path, text: str, given: Mapping[str, str], depth: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of a file over those of the files that its ``defaults`` name."""
+    loose = load_loose(path, text, given)
+    remarks, settings = list(loose.remarks), dict[str, Any]()
+    named = loose.settings.get("defaults")
+    for name in named if isinstance(named, list) else [named] if isinstance(named, str) else []:
+        file = path.parent / str(name)
+        if depth < DEEPEST and file.is_file():
+            parent, more = _inherited(file, read_text(file), given, depth + 1)
+            settings |= parent
+            remarks += more
+        else:
+            remarks.append(f"defaults: {name} is not there to be read")
+    return settings | loose.settings, remarks
 
 
 def _decided(arguments: Mapping[str, str]) -> dict[str, str]:

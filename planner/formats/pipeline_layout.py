@@ -35,6 +35,29 @@ def write_stages(layers: Sequence[int], mtp_layers: int = 0) -> str:
     return "|".join(stages)
 
 
+def end_stages(
+    layers: int, pp: int, vpp: int, first: int | None, last: int | None
+) -> tuple[int, ...]:
+    """Return the layers of each virtual stage where the first or last rank's are given.
+
+    ``--decoder-first-pipeline-num-layers`` and ``--decoder-last-pipeline-num-layers``; the ranks
+    between share the rest. ``ValueError`` where they cannot share it equally.
+    """
+    fixed = {0: first} if first else {}
+    fixed |= {pp - 1: last} if last else {}
+    left, ranks = layers - sum(fixed.values()), pp - len(fixed)
+    if left < 0 or (ranks and left % ranks) or (not ranks and left):
+        remedy = (last or 0) + (left % ranks if ranks else left)
+        raise ValueError(
+            f"the {left} layers between the first and the last stage do not divide into {ranks} "
+            f"stages; try --decoder-last-pipeline-num-layers {max(1, remedy)}"
+        )
+    by_rank = [fixed.get(rank, left // ranks if ranks else 0) for rank in range(pp)]
+    if any(count % vpp for count in by_rank):
+        raise ValueError(f"vpp={vpp} does not divide the layers of each rank, {by_rank}; try vpp 1")
+    return tuple(by_rank[rank] // vpp for _ in range(vpp) for rank in range(pp))
+
+
 def read_expert_layers(text: str, layers: int) -> dict[str, object]:
     """Return ``first_layer`` and ``dense_layers`` of ``MoESpec`` for ``--moe-layer-freq``."""
     value = _pattern(text)

@@ -1,15 +1,17 @@
 """From what a file says to one layout of a job on so many GPUs, and every rule it breaks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from planner.formats.pipeline_layout import end_stages
 from planner.formats.setup import Setup
 from planner.layout.layout import Layout, Shard
 from planner.layout.rule import Facts, Rule, broken, facts_of
 from planner.layout.rules_accelerate import RULES as ACCELERATE
 from planner.layout.rules_deepspeed import RULES as DEEPSPEED
 from planner.layout.rules_megatron import RULES as MEGATRON
+from planner.layout.rules_megatron import WRAPPED
 from planner.layout.rules_nanotron import RULES as NANOTRON
 from planner.layout.rules_torchtitan import RULES as TORCHTITAN
 from planner.layout.stages import Split, split_layers
@@ -21,6 +23,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "deepspeed": DEEPSPEED,
     "accelerate": ACCELERATE,
     "nanotron": NANOTRON,
+    "nemo": WRAPPED,
 }
 
 
@@ -46,6 +49,8 @@ def settle(setup: Setup, model: ModelSpec | None = None, gpus: int | None = None
     ``model`` fills in what the file leaves open; what the file states stays.
     """
     chosen, remarks = _model(setup, model)
+    stages, problems = _stages(setup, chosen)
+    setup = replace(setup, stages=stages, problems=(*setup.problems, *problems))
     world = gpus or setup.gpus or _fewest(setup)
     if gpus and setup.gpus and gpus != setup.gpus:
         remarks.append(f"the file starts {setup.gpus} ranks, the cluster has {gpus} GPUs")
@@ -65,11 +70,11 @@ def settle(setup: Setup, model: ModelSpec | None = None, gpus: int | None = None
     facts |= {"seq_len": setup.seq_len or 0, "zero": setup.zero, "stages": setup.stages}
     options = dict(setup.options) | {"stated_dp": setup.dp or 0, "shard_ranks": setup.shard_ranks}
     found = Facts(**facts, options=options)  # type: ignore[arg-type]
-    problems = (*setup.problems, *broken(RULES[setup.framework], found))
+    every = (*setup.problems, *broken(RULES[setup.framework], found))
     usable = world % block == 0 and bool(micro)
     split = _split(setup, chosen) if usable else None
     return Settled(world, chosen, layout if usable else None, split, batch,
-                   tuple(dict.fromkeys(problems)), tuple(remarks))  # fmt: skip
+                   tuple(dict.fromkeys(every)), tuple(remarks))  # fmt: skip
 
 
 def _fewest(setup: Setup) -> int:
@@ -94,6 +99,18 @@ def _model(setup: Setup, model: ModelSpec | None) -> tuple[ModelSpec | None, lis
         if name not in skipped and getattr(chosen, name) != getattr(model, name)
     ]
     return chosen, differ
+
+
+def _stages(setup: Setup, model: ModelSpec | None) -> tuple[tuple[int, ...], list[str]]:
+    """Return the stages; where a file gives those of the ends only, the model decides the rest."""
+    ends = [setup.options.get(name) for name in ("first_layers", "last_layers")]
+    if setup.stages or setup.model is not None or model is None or setup.pp == 1 or not any(ends):
+        return setup.stages, []
+    first, last = (int(str(end)) if end else None for end in ends)
+    try:
+        return end_stages(model.layers, setup.pp, setup.vpp, first, last), []
+    except ValueError as error:
+        return (), [f"M5: {error} (training/arguments.py)"]
 
 
 def _shard(setup: Setup, ranks: int) -> Shard:

@@ -2,8 +2,7 @@
 
 from string import Template
 
-from planner.formats.grid import job_name, node_grid
-from planner.plan import Plan
+from planner.formats.grid import job_name
 
 _SBATCH = Template("""#!/usr/bin/env bash
 #SBATCH --job-name=$name
@@ -26,7 +25,6 @@ srun --kill-on-bad-exit=1 --cpu-bind=none bash -c \\
 """)
 
 
-def write_slurm(plan: Plan, script: str) -> str:
+def write_slurm(name: str, nodes: int, per_node: int, script: str) -> str:
     """Return the text of ``job.sbatch``, which starts ``script`` (a name of ours) on each node."""
-    nodes, per_node = node_grid(plan)
-    return _SBATCH.substitute(name=job_name(plan), nodes=nodes, per_node=per_node, script=script)
+    return _SBATCH.substitute(name=job_name(name), nodes=nodes, per_node=per_node, script=script)

@@ -5,9 +5,10 @@ from pathlib import Path
 from string import Template
 
 from planner.errors import LayoutError
+from planner.formats.bundle import cluster_files
 from planner.formats.files import refuse_to_overwrite, write_whole
 from planner.formats.grid import node_grid, title
-from planner.formats.slurm import write_slurm
+from planner.formats.work import work_of_plan
 from planner.launcher.plan_file import PlanError, parse_plan
 from planner.launcher.preflight import plan_problems
 from planner.plan import Plan
@@ -105,7 +106,7 @@ def _contents(plan: Plan) -> dict[str, str]:
         if source.name.endswith(".py"):
             files[f"launcher/{source.name}"] = source.read_text(encoding="utf-8")
     files["README.txt"] = _README.substitute(values)
-    files["job.sbatch"] = write_slurm(plan, "launch.sh")
+    files |= cluster_files(work_of_plan(plan), "launch.sh")
     files["launch.sh"] = _LAUNCH.substitute(values)
     return files
 

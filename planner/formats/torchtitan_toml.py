@@ -1,7 +1,6 @@
-"""Writes a job as torchtitan's TOML (0.1 to 0.2) and the script that starts it."""
+"""Writes a job as torchtitan's TOML (0.1 to 0.2)."""
 
 import json
-import shlex
 from string import Template
 
 from planner.formats.torchtitan import FLAVORS
@@ -36,24 +35,6 @@ mode = "$mode"
 $selective
 [compile]
 enable = $compiled
-""")
-_SCRIPT = Template("""#!/usr/bin/env bash
-# Starts torchtitan.toml on $ranks GPUs with torchtitan 0.2; further arguments are passed on.
-# Environment: NNODES NPROC_PER_NODE NODE_RANK MASTER_ADDR MASTER_PORT.
-set -euo pipefail
-
-here="$$(cd -- "$$(dirname -- "$${BASH_SOURCE[0]}")" && pwd)"
-NNODES="$${NNODES:-$nodes}"
-NPROC_PER_NODE="$${NPROC_PER_NODE:-$per_node}"
-if [ "$$((NNODES * NPROC_PER_NODE))" -ne $ranks ]; then
-  echo "error: NNODES=$$NNODES times NPROC_PER_NODE=$$NPROC_PER_NODE is not $ranks ranks" >&2
-  exit 2
-fi
-printf '%s\\n' $title >&2
-exec torchrun --nnodes "$$NNODES" --nproc-per-node "$$NPROC_PER_NODE" \\
-  --node-rank "$${NODE_RANK:-0}" --master-addr "$${MASTER_ADDR:-127.0.0.1}" \\
-  --master-port "$${MASTER_PORT:-29500}" \\
-  -m torchtitan.train --job.config_file "$$here/torchtitan.toml" "$$@"
 """)
 
 
@@ -141,10 +122,3 @@ def _experts(work: Work) -> str:
         return ""
     layout = work.layout
     return f"expert_parallel_degree = {layout.ep}\nexpert_tensor_parallel_degree = {layout.etp}\n"
-
-
-def write_torchtitan_script(work: Work) -> str:
-    """Return ``torchtitan.sh``, which starts the TOML file beside it."""
-    return _SCRIPT.substitute(
-        ranks=work.ranks, nodes=work.nodes, per_node=work.per_node, title=shlex.quote(work.title)
-    )

@@ -25,6 +25,7 @@ class Work:
     rank_map: tuple[int, ...]
     nodes: int
     per_node: int
+    gpu: str = ""
 
     @property
     def ranks(self) -> int:
@@ -52,7 +53,7 @@ def work_of_plan(plan: Plan) -> Work:
     if plan.layout.recompute == Recompute.FULL:
         again = layers
     return Work(plan.model, plan.job, plan.to_layout(), layers, again, plan.rank_map, nodes,
-                per_node)  # fmt: skip
+                per_node, plan.cluster.gpu.name)  # fmt: skip
 
 
 def work_of_setup(setup: Setup, settled: Settled, per_node: int = 8) -> Work:

@@ -181,7 +181,7 @@ RULES: tuple[Rule, ...] = (
          lambda f: f.on("megatron_fsdp")
          and str(f.options.get("ckpt_format", "fsdp_dtensor")) != "fsdp_dtensor",
          lambda f: "--use-megatron-fsdp needs --ckpt-format fsdp_dtensor"),
-    Rule("M23", _BOTH, _ARGUMENTS, lambda f: f.ep > 1 and not f.experts,
+    Rule("M23", _BOTH, _ARGUMENTS, lambda f: f.ep > 1 and f.layers > 0 and not f.experts,
          lambda f: f"ep={f.ep} needs a model with experts; try ep 1"),
     Rule("M23b", _BOTH, _ARGUMENTS, lambda f: f.experts % f.ep > 0,
          lambda f: divisor("ep", f.ep, "experts", f.experts)),
@@ -213,6 +213,10 @@ RULES: tuple[Rule, ...] = (
          lambda f: f"pp={f.pp} does not divide the {len(f.stages)} stages of the layout; "
          f"try pp {near(f.pp, lambda n: len(f.stages) % n == 0, len(f.stages))}"),
 )  # fmt: skip
+
+# What holds for a program around Megatron-Core that fills in the other arguments by itself.
+_FILLED_IN = {"M7", "M12", "M15", "M15b", "M19", "M20", "M20b", "M21", "M22", "M25"}
+WRAPPED: tuple[Rule, ...] = tuple(rule for rule in RULES if rule.id not in _FILLED_IN)
 
 
 def megatron_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:

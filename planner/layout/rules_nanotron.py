@@ -1,6 +1,6 @@
 """What nanotron refuses, read in nanotron 2411b02 (2026-04)."""
 
-from planner.layout.rule import Facts, Rule, divisor, multiple, near
+from planner.layout.rule import Facts, Rule, divisor, multiple
 
 _PARALLEL = "parallel/context.py"
 _MODEL = "models/qwen.py"
@@ -43,8 +43,5 @@ RULES: tuple[Rule, ...] = (
          lambda f: f.sequence_parallel and f.seq_len // f.cp % f.tp > 0,
          lambda f: multiple("seq_len", f.seq_len, f.tp * f.cp, "cp*tp, REDUCE_SCATTER")),
     Rule("N11", _SEEN, "nn/moe.py", lambda f: f.experts % f.ep > 0,
-         lambda f: f"{divisor('ep', f.ep, 'experts', f.experts)}"),
-    Rule("N12", _SEEN, _PARALLEL, lambda f: f.ep > 1 and f.dp % f.ep > 0,
-         lambda f: f"ep={f.ep} does not divide dp={f.dp}; try ep "
-         f"{near(f.ep, lambda n: f.dp % n == 0, f.dp)}"),
+         lambda f: divisor("ep", f.ep, "experts", f.experts)),
 )  # fmt: skip

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from planner.errors import LayoutError
+from planner.formats.bundle import framework_files
 from planner.formats.deepspeed import lost_by_deepspeed, write_deepspeed
 from planner.formats.detect import detect, read_foreign
 from planner.formats.nanotron import write_nanotron
 from planner.formats.settle import RULES, settle
-from planner.formats.torchtitan_toml import write_torchtitan, write_torchtitan_script
+from planner.formats.torchtitan_toml import write_torchtitan
 from planner.formats.work import Work, work_of_plan, work_of_setup
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rule import Facts, broken, facts_of
@@ -176,11 +177,11 @@ def test_what_a_framework_cannot_run_is_refused(
 
 
 def test_torchtitan_script_starts_its_file(tmp_path: Path) -> None:
-    name = "$(touch HIT)'\n"
-    plan = build_plan(LLAMA8.model_copy(update={"name": name}), dp=8, zero=3, job_spec=_job(64))
+    hostile = "$(touch HIT)'\n"
+    plan = build_plan(LLAMA8.model_copy(update={"name": hostile}), dp=8, zero=3, job_spec=_job(64))
     work = work_of_plan(plan)
-    (tmp_path / "torchtitan.toml").write_text(write_torchtitan(work))
-    (tmp_path / "torchtitan.sh").write_text(write_torchtitan_script(work))
+    for name, text in framework_files(work, "torchtitan").items():
+        (tmp_path / name).write_text(text)
     torchrun = tmp_path / "torchrun"
     torchrun.write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@"\n')
     torchrun.chmod(0o755)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from planner.errors import LayoutError, SpecError
-from planner.formats.torch_launcher import node_grid, write_bundle
+from planner.formats.grid import node_grid
+from planner.formats.torch_launcher import write_bundle
 from planner.layout.layout import Layout, Shard
 from planner.layout.rules_torch import torch_target_problems
 from planner.plan import Plan
@@ -61,7 +62,10 @@ def test_bundle_is_complete_and_the_launcher_is_copied_whole(tmp_path: Path) -> 
 
     names = {str(path.relative_to(tmp_path / "bundle")) for path in files}
     launcher = {f"launcher/{path.name}" for path in SOURCE.glob("*.py")}
-    assert names == launcher | {"plan.json", "train.py", "launch.sh", "job.sbatch", "README.txt"}
+    assert names == launcher | {
+        "plan.json", "train.py", "launch.sh", "job.sbatch", "README.txt", "pytorchjob.yaml",
+        "trainjob.yaml", "skypilot.yaml",
+    }  # fmt: skip
     assert all(path.is_file() for path in files)
     assert {path.name for path in files if os.access(path, os.X_OK)} == {"launch.sh", "job.sbatch"}
 
