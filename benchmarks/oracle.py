@@ -363,8 +363,6 @@ def trace(
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_watching(memory))
         job = Job(plan, options, _CPU, skeleton)
-        for group in job.optimizer.param_groups:
-            group["foreach"] = kernels == "gpu"  # torch's choice on a GPU
         began = run_two_steps(job, memory)
         return summarise(memory.log, rank, began, time.perf_counter() - begin)
 

@@ -16,6 +16,7 @@ from planner.formats.pipeline_layout import end_stages, read_expert_layers, read
 from planner.formats.setup import Reading, Setup, sort_settings
 from planner.formats.shell_values import open_names
 from planner.layout.layout import Recompute
+from planner.layout.rule import divisor
 from planner.spec.job import SoftwareSpec
 from planner.spec.model import MLASpec, ModelSpec, MoESpec
 from planner.spec.problems import explain
@@ -116,10 +117,9 @@ def _degrees(values: Mapping[str, Any], reading: Reading) -> dict[str, int]:
     if per_chunk:
         found["vpp"] = max(1, layers // found["pp"] // per_chunk)
         if layers // found["pp"] % per_chunk:
-            reading.problems.append(
-                f"M6: --num-layers-per-virtual-pipeline-stage {per_chunk} does not divide the "
-                f"{layers // found['pp']} layers of a pipeline rank (training/arguments.py)"
-            )
+            knob = "--num-layers-per-virtual-pipeline-stage"
+            said = divisor(knob, per_chunk, "layers of a pipeline rank", layers // found["pp"])
+            reading.problems.append(f"M6: {said} (training/arguments.py)")
     return found
 
 

@@ -13,7 +13,8 @@ NORM_EPSILON = 1e-5
 class Rotary:
     """Rotary positions (Su et al. 2021), halves of a head turned against each other.
 
-    No module and no argument of a block: FSDP would cast the tables to bf16.
+    One for all layers of a stage. No module and no argument of a forward pass: FSDP would cast the
+    tables to bf16.
     """
 
     def __init__(self, head_dim: int, context: Context) -> None:
@@ -38,10 +39,18 @@ class Rotary:
         return turned.to(heads.dtype)
 
 
+def build_rotary(model: ModelConfig, context: Context) -> Rotary | None:
+    """Return the rotary positions of all layers, or None where positions are learned."""
+    if model.positions:
+        return None
+    turned = model.head_dim if model.mla is None else model.mla.qk_rope_head_dim
+    return Rotary(turned, context)
+
+
 class Attention(nn.Module):
     """Causal attention with grouped key/value heads."""
 
-    def __init__(self, model: ModelConfig, context: Context) -> None:
+    def __init__(self, model: ModelConfig, context: Context, rotary: Rotary | None) -> None:
         super().__init__()
         query, key_value = model.heads * model.head_dim, model.kv_heads * model.head_dim
         self.head_dim = model.head_dim
@@ -54,7 +63,7 @@ class Attention(nn.Module):
         if model.qk_norm:
             self.query_norm = nn.RMSNorm(model.head_dim, eps=NORM_EPSILON)
             self.key_norm = nn.RMSNorm(model.head_dim, eps=NORM_EPSILON)
-        self.rotary = None if model.positions else Rotary(model.head_dim, context)
+        self.rotary = rotary
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, seq, hidden]; the head count is the local one."""
@@ -84,7 +93,9 @@ class LatentAttention(nn.Module):
     and gathered afterwards.
     """
 
-    def __init__(self, model: ModelConfig, mla: MLAConfig, context: Context) -> None:
+    def __init__(
+        self, model: ModelConfig, mla: MLAConfig, context: Context, rotary: Rotary | None
+    ) -> None:
         super().__init__()
         self.mla, self.context = mla, context
         hidden, bias = model.hidden, model.qkv_bias
@@ -101,7 +112,7 @@ class LatentAttention(nn.Module):
         self.key_value_up = nn.Linear(mla.kv_lora_rank, key_value, bias=False)
         self.shared_key = nn.Identity()  # tensor parallelism gathers the key here
         self.out = nn.Linear(model.heads * mla.v_head_dim, hidden, bias=model.attention_out_bias)
-        self.rotary = None if model.positions else Rotary(mla.qk_rope_head_dim, context)
+        self.rotary = rotary
 
     def _queries(self, x: Tensor) -> Tensor:
         """Return all heads side by side, [batch, seq, heads * head_dim]."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import NORM_EPSILON, Attention, LatentAttention
+from .attention import NORM_EPSILON, Attention, LatentAttention, Rotary, build_rotary
 from .context import Context
 from .experts import MixtureOfExperts
 from .mlp import Mlp
@@ -26,10 +26,12 @@ def norm(model: ModelConfig) -> nn.Module:
     return nn.RMSNorm(model.hidden, eps=NORM_EPSILON)
 
 
-def _attention(model: ModelConfig, context: Context) -> Attention | LatentAttention:
+def _attention(
+    model: ModelConfig, context: Context, rotary: Rotary | None
+) -> Attention | LatentAttention:
     if model.mla is not None:
-        return LatentAttention(model, model.mla, context)
-    return Attention(model, context)
+        return LatentAttention(model, model.mla, context, rotary)
+    return Attention(model, context, rotary)
 
 
 def _mlp(model: ModelConfig, layer: int) -> Mlp | MixtureOfExperts:
@@ -41,11 +43,18 @@ def _mlp(model: ModelConfig, layer: int) -> Mlp | MixtureOfExperts:
 class Block(nn.Module):
     """One layer; with ``recompute`` it keeps only its input and runs again in the backward pass."""
 
-    def __init__(self, model: ModelConfig, layer: int, recompute: bool, context: Context) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        layer: int,
+        recompute: bool,
+        context: Context,
+        rotary: Rotary | None,
+    ) -> None:
         super().__init__()
         self.attention_norm = norm(model)
         # what is recomputed keeps nothing of its first forward pass
-        self.attention = _attention(model, replace(context, gathers_again=not recompute))
+        self.attention = _attention(model, replace(context, gathers_again=not recompute), rotary)
         self.mlp_norm = norm(model)
         self.mlp = _mlp(model, layer)
         self.parallel = model.parallel_block
@@ -91,8 +100,9 @@ class Decoder(nn.Module):
         self.positions = nn.Embedding(model.positions, model.hidden) if learned else None
         numbers = range(stage.first_layer, stage.first_layer + stage.layers)
         repeated = stage.first_layer + stage.recompute_layers
+        rotary = build_rotary(model, context)
         self.layers = nn.ModuleDict(
-            {str(i): Block(model, i, i < repeated, context) for i in numbers}
+            {str(i): Block(model, i, i < repeated, context, rotary) for i in numbers}
         )
         self.norm = norm(model) if stage.head else None
         self.head: nn.Module | None = None

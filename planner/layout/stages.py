@@ -39,6 +39,11 @@ class StageLayers:
         """All layers."""
         return self.dense + self.moe + self.dense_recomputed + self.moe_recomputed
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer is one of experts."""
+        return self.moe + self.moe_recomputed > 0
+
     def kinds(self, recompute: Recompute) -> tuple[tuple[int, bool, Recompute], ...]:
         """Return (count, holds experts, recompute) of each kind of layer present."""
         kinds = (

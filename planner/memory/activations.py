@@ -36,20 +36,26 @@ def attention_bytes(
     # the gathered input is kept whole unless only the shard is kept and gathered again
     regather = shape.sequence_parallel and software.regather_sequence
     inputs = shape.sharded_tokens if regather else shape.tokens
-    kept = 2 * shape.sharded_tokens * hidden + 2 * inputs * hidden  # norm input, qkv input
+    kept = 2 * shape.sharded_tokens * hidden  # norm input
     if model.mla is None:
+        kept += shape.input_bytes * inputs * hidden  # qkv input
         width = (model.heads + 2 * max(model.kv_heads, shape.tp)) * model.head_dim / shape.tp
         output = model.heads * model.head_dim / shape.tp
     else:
         mla = model.mla
         down = mla.kv_lora_rank + mla.qk_rope_head_dim + mla.q_lora_rank
-        kept += 4 * shape.tokens * down  # latents before and after their norm
+        # every rank makes the latents of its shard; after their norm they are gathered
+        kept += shape.sharded_tokens * (shape.input_bytes * hidden + 2 * down)
+        kept += shape.input_bytes * inputs * down
         key_dim = mla.qk_nope_head_dim + mla.qk_rope_head_dim
         width = model.heads * (2 * key_dim + mla.v_head_dim) / shape.tp
         output = model.heads * mla.v_head_dim / shape.tp
-    kept += 2 * shape.tokens * (width + output)  # q, k, v; input of the projection
-    if shape.cp > 1 and software.context_exchange == "all_to_all":
-        kept += 2 * shape.tokens * output  # before and after the exchange (TE 2.8 and newer)
+    kept += 2 * shape.tokens * (width + output)  # q, k, v; output, also input of the projection
+    if shape.input_bytes < 2:
+        kept += shape.input_bytes * shape.tokens * output  # which keeps its own copy of it
+    if shape.cp > 1 and software.context_exchange != "ring":
+        # before and after the exchange (TE 2.8 and newer); of two chunks, and of both
+        kept += 2 * shape.tokens * output
     kept += _attention_core_bytes(model, shape, software, recompute)
     if software.dropout:
         kept += shape.sharded_tokens * hidden
@@ -58,19 +64,21 @@ def attention_bytes(
     return kept
 
 
-def _mlp_bytes(model: ModelSpec, rows: float, inner: float, software: SoftwareSpec) -> float:
+def _mlp_bytes(
+    model: ModelSpec, shape: Shape, rows: float, inner: float, software: SoftwareSpec
+) -> float:
     """Input and output of the activation function; the eager gated one also keeps silu(gate)."""
-    tensors = 3 if model.gated_mlp else 2
+    tensors = 2 if model.gated_mlp else 1
     if model.gated_mlp and not software.fused_activation:
         tensors += 1
-    return 2 * tensors * rows * inner
+    return (2 * tensors + shape.input_bytes) * rows * inner
 
 
 def _dense_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
     regather = shape.sequence_parallel and software.regather_sequence
     inputs = shape.sharded_tokens if regather else shape.tokens
-    kept = 2 * inputs * model.hidden
-    kept += _mlp_bytes(model, shape.tokens, model.ffn_hidden / shape.tp, software)
+    kept = shape.input_bytes * inputs * model.hidden
+    kept += _mlp_bytes(model, shape, shape.tokens, model.ffn_hidden / shape.tp, software)
     return kept
 
 
@@ -81,11 +89,13 @@ def _moe_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
     local = shape.tokens / shape.tp
     routed = local * moe.top_k
     kept = 2 * local * model.hidden + 12 * local * moe.experts  # input; logits, scores, routing
-    kept += 2 * routed * shape.etp * model.hidden  # rows after the exchange
-    kept += _mlp_bytes(model, routed * shape.etp, moe.ffn_hidden / shape.etp, software)
+    kept += shape.input_bytes * routed * shape.etp * model.hidden  # rows after the exchange
+    kept += _mlp_bytes(model, shape, routed * shape.etp, moe.ffn_hidden / shape.etp, software)
     kept += 2 * routed * model.hidden  # expert outputs, for the gradient of their weights
     if moe.shared_ffn_hidden:
-        kept += _mlp_bytes(model, shape.tokens, moe.shared_ffn_hidden / shape.tp, software)
+        if shape.sequence_parallel and shape.tp > 1 and not software.regather_sequence:
+            kept += 2 * shape.tokens * model.hidden  # gathered for the shared experts alone
+        kept += _mlp_bytes(model, shape, shape.tokens, moe.shared_ffn_hidden / shape.tp, software)
     return kept
 
 

@@ -2,21 +2,12 @@
 
 from dataclasses import dataclass
 
-from planner.layout.layout import Layout, Recompute
+from planner.layout.layout import Layout
 from planner.layout.local import sharded_parameters, stage_local
 from planner.layout.stages import Split, StageLayers, rank_layers
-from planner.memory.activations import layer_bytes
+from planner.memory.moments import LOADED, STEP, job_shape, moments
 from planner.memory.states import state_bytes
-from planner.memory.working import (
-    buffer_bytes,
-    gathered_bytes,
-    layer_working_bytes,
-    loss_working_bytes,
-    receive_bytes,
-    step_working_bytes,
-)
-from planner.model.operations import Shape
-from planner.schedule.in_flight import peak_chunk_passes
+from planner.memory.working import buffer_bytes, receive_bytes, step_working_bytes
 from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.units import MIB
@@ -80,35 +71,6 @@ def allocated_limit(device_bytes: float, layout: Layout) -> float:
     return (device_bytes - outside_bytes(layout)) / (1 + FRAGMENTATION)
 
 
-def job_shape(job: JobSpec, layout: Layout) -> Shape:
-    """Return the shape that a layer's operations see under ``layout``."""
-    return Shape(
-        layout.micro_batch,
-        job.seq_len,
-        layout.tp,
-        layout.cp,
-        layout.ep,
-        layout.etp,
-        layout.sequence_parallel,
-    )
-
-
-def moments(model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers) -> dict[str, float]:
-    """Return the working bytes of every moment at which the rank may be fullest."""
-    shape, software = job_shape(job, layout), job.software
-    moe_layer = mine.moe + mine.moe_recomputed > 0
-    gathered = gathered_bytes(model, shape, software, layout, moe_layer)
-    layer = layer_working_bytes(model, shape, software, moe_layer) + gathered
-    found = {"backward of a layer": layer}
-    again = mine.dense_recomputed + mine.moe_recomputed > 0
-    if layout.recompute is Recompute.FULL or again:
-        repeated = layer_bytes(model, shape, software, Recompute.NONE, moe_layer)
-        found["backward of a recomputed layer"] = layer + repeated
-    if mine.head:
-        found["loss"] = loss_working_bytes(model, shape, software) + gathered
-    return found
-
-
 def table_gradient_bytes(
     model: ModelSpec, software: SoftwareSpec, layout: Layout, mine: StageLayers
 ) -> float:
@@ -118,6 +80,46 @@ def table_gradient_bytes(
     return software.gradient_bytes * model.vocab * model.hidden * (1 - 1 / layout.tp)
 
 
+def rank_timeline(
+    model: ModelSpec,
+    job: JobSpec,
+    layout: Layout,
+    rank: int,
+    split: Split | None = None,
+) -> tuple[RankMemory, ...]:
+    """Return pipeline rank ``rank`` (0 first) at every moment of a step when it may be fullest."""
+    mine = rank_layers(model, layout.pp, layout.vpp, rank, split)
+    shape, software = job_shape(job, layout), job.software
+    local = stage_local(model, mine, layout.tp, layout.ep, layout.etp, software)
+    states = state_bytes(local, layout, software)
+    gradients = states.gradients + table_gradient_bytes(model, software, layout, mine)
+    second = software.backward_gradient_bytes * local.total
+    buffers = buffer_bytes(model, shape, software, mine.has_experts)
+    micro_batches = layout.micro_batches(job.global_batch)
+    buffers += receive_bytes(model, shape, software, layout, rank, micro_batches)
+    outside = outside_bytes(layout)
+    timeline = [
+        RankMemory(
+            states.weights,
+            (gradients if moment.gradients else 0.0) + second * (moment.name != LOADED),
+            states.optimizer,
+            buffers,
+            moment.activations,
+            moment.working,
+            outside,
+            moment.name,
+        )
+        for moment in moments(model, job, layout, mine, rank)
+    ]
+    # the sharded fp32 weight is updated; what was gathered of it is free
+    weights = 0.0 if software.sharded_master else states.weights
+    working = step_working_bytes(sharded_parameters(local, layout), software)
+    step = RankMemory(
+        weights, gradients, states.optimizer, buffers, 0.0, working, outside, STEP
+    )  # fmt: skip
+    return (*timeline, step)
+
+
 def rank_memory(
     model: ModelSpec,
     job: JobSpec,
@@ -125,35 +127,9 @@ def rank_memory(
     rank: int,
     split: Split | None = None,
 ) -> RankMemory:
-    """Return the peak of pipeline rank ``rank`` (0 first)."""
-    mine = rank_layers(model, layout.pp, layout.vpp, rank, split)
-    shape, software = job_shape(job, layout), job.software
-    local = stage_local(model, mine, layout.tp, layout.ep, layout.etp, software)
-    states = state_bytes(local, layout, software)
-    held = 0.0  # activations of one micro-batch through all chunks of this rank
-    for count, moe_layer, recompute in mine.kinds(layout.recompute):
-        held += count * layer_bytes(model, shape, software, recompute, moe_layer)
-    micro_batches = layout.micro_batches(job.global_batch)
-    passes = peak_chunk_passes(layout.pp, layout.vpp, micro_batches, rank)
-    kept = held * passes / layout.vpp
-    by_moment = moments(model, job, layout, mine)
-    moment = max(by_moment, key=by_moment.__getitem__)
-    working = by_moment[moment]
-    stepping = step_working_bytes(sharded_parameters(local, layout), software)
-    if stepping > kept + working:
-        kept, working, moment = 0.0, stepping, "optimizer step"
-    gradients = states.gradients + table_gradient_bytes(model, software, layout, mine)
-    return RankMemory(
-        states.weights,
-        gradients,
-        states.optimizer,
-        buffer_bytes(model, shape, software, mine.moe + mine.moe_recomputed > 0)
-        + receive_bytes(model, shape, software, layout, rank, micro_batches),
-        kept,
-        working,
-        outside_bytes(layout),
-        moment,
-    )
+    """Return the peak of pipeline rank ``rank`` (0 first): the fullest moment of its step."""
+    timeline = rank_timeline(model, job, layout, rank, split)
+    return max(timeline, key=lambda memory: memory.allocated)
 
 
 def peak_memory(

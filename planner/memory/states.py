@@ -42,8 +42,10 @@ def state_bytes(local: LocalParameters, layout: Layout, software: SoftwareSpec) 
         return local.dense / group + local.expert / min(group, edp)
 
     whole = layout.pp > 1
+    # FSDP gathers from the fp32 weights that the optimizer updates; there is no 2-byte copy
+    copied = whole or not (software.sharded_master and 1 < shard.weights == shard.optimizer)
     return StateBytes(
-        WEIGHT_BYTES * divided(1 if whole else shard.weights),
+        copied * WEIGHT_BYTES * divided(1 if whole else shard.weights),
         software.gradient_bytes * divided(1 if whole else shard.gradients),
         software.optimizer_bytes * sharded_parameters(local, layout),
     )

@@ -21,11 +21,11 @@ from planner.units import MIB
 WORKSPACE_BYTES = 52 * MIB
 # Bytes per logit at the moment of the loss: eager, the 2-byte logits, their fp32 log-softmax and
 # the gradients of both in fp32 (torchtitan's eager runs of Llama-3-8B: within 2.5 % of what they
-# print); half, a 2-byte log-softmax and its gradient; in place, one fp32 copy that becomes
+# print); kernel, the logits and their gradient in 2 bytes; in place, one fp32 copy that becomes
 # the gradient; remade, the same beside the 2-byte gradient; fused, the logits become the gradient.
 LOSS_BYTES = {
     "eager": 2 + 4 + 4 + 4,
-    "half": 2 + 2 + 2,
+    "kernel": 2 + 2,
     "in_place": 2 + 4,
     "remade": 2 + 4 + 2,
     "fused": 2,
@@ -68,6 +68,8 @@ def layer_working_bytes(
     # gradients of what the activation took; one more tensor where it is no kernel of its own
     mlp += 2 * rows * inner * (2 if model.gated_mlp else 1)
     mlp += 0 if software.fused_kernels else 2 * rows * inner
+    if not software.fused_gradient_accumulation:  # the gradient of one weight, before it is added
+        mlp += 2 * model.hidden * inner
     scores = scores_working_bytes(model, shape, software)
     if not scores:
         return mlp
@@ -91,18 +93,32 @@ def loss_working_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -
 
 def gathered_bytes(
     model: ModelSpec, shape: Shape, software: SoftwareSpec, layout: Layout, moe_layer: bool
-) -> float:
-    """Return the weights that sharding gathers at one time, and one layer's whole gradient.
+) -> tuple[float, float]:
+    """Return the bytes of gathered weights and of a whole gradient on its way to its shares.
 
-    Weights of the layer at work and of the one being prefetched (ZeRO-3); nothing under a
-    pipeline, which keeps them.
+    Weights of the layer at work and of the one being prefetched (ZeRO-3); the gradient of the layer
+    before. Nothing under a pipeline, which keeps both.
     """
     if layout.shard.gradients == 1 or layout.pp > 1:
-        return 0.0
+        return 0.0, 0.0
     whole = layer_parameters(model, moe_layer)
     local = (whole.total - whole.experts) / shape.tp + whole.experts / (shape.ep * shape.etp)
-    gathered = 2 * 2 if layout.shard.weights > 1 else 0
-    return (gathered + software.reduce_bytes) * local
+    gathered = 2 * 2 * local if layout.shard.weights > 1 else 0.0
+    return gathered, software.reduce_bytes * local
+
+
+def head_gathered_bytes(
+    model: ModelSpec, shape: Shape, software: SoftwareSpec, layout: Layout
+) -> tuple[float, float]:
+    """Return the same at the moment of the loss: output matrix, and gradient of the embedding.
+
+    The embedding's gradient was the last one of the micro-batch before; FSDP2 keeps the input of a
+    reduction until the next one (torch/distributed/fsdp/_fully_shard, ``reduce_scatter_state``).
+    """
+    if layout.shard.gradients == 1 or layout.pp > 1:
+        return 0.0, 0.0
+    table = padded_vocab(model, shape.tp, software.vocab_multiple) / shape.tp * model.hidden
+    return 2 * table * (layout.shard.weights > 1), software.reduce_bytes * table
 
 
 def receive_bytes(

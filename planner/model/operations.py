@@ -15,7 +15,7 @@ from planner.spec.model import ModelSpec
 ACTIVATION_BYTES = 2
 LOSS_TRAFFIC = {
     "eager": 22,
-    "half": 8,
+    "kernel": 4,
     "in_place": 22,
     "remade": 22,
     "fused": 4,
@@ -81,6 +81,7 @@ class Shape:
     ep: int = 1
     etp: int = 1
     sequence_parallel: bool = False
+    input_bytes: float = 2.0  # of a number that a product keeps of its input
 
     @property
     def tokens(self) -> float:
@@ -167,8 +168,9 @@ def _context_exchange(
 ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
     """Return what context-parallel ranks exchange before and after the attention core.
 
-    A ring passes keys and values around, hidden behind the blocks of the core. All-to-all
-    (DeepSpeed-Ulysses, arXiv 2309.14509) trades sequence for heads and back, in the open.
+    A ring passes keys and values around, hidden behind the blocks of the core; an all-gather brings
+    them before it. All-to-all (DeepSpeed-Ulysses, arXiv 2309.14509) trades sequence for heads and
+    back, in the open.
     """
     if shape.cp == 1:
         return (), ()
@@ -181,8 +183,8 @@ def _context_exchange(
     if model.mla is not None:
         width = model.heads * (model.mla.qk_nope_head_dim + model.mla.v_head_dim)
     message = 2 * shape.micro_batch * shape.seq_len * max(width / shape.tp, model.head_dim)
-    ring = Collective("cp exchange", "all_gather", message, "cp", hidden_behind="attention")
-    return (ring,), ()
+    behind = "attention" if software.context_exchange == "ring" else ""
+    return (Collective("cp exchange", "all_gather", message, "cp", hidden_behind=behind),), ()
 
 
 def _projections(model: ModelSpec, shape: Shape) -> list[Operation]:
@@ -195,8 +197,8 @@ def _projections(model: ModelSpec, shape: Shape) -> list[Operation]:
     key_value = model.heads * (mla.qk_nope_head_dim + mla.v_head_dim) / tp
     down = mla.kv_lora_rank + mla.qk_rope_head_dim + mla.q_lora_rank
     return [
-        Gemm("latent down", tokens, down, model.hidden),
-        Elementwise("latent norm", 4 * tokens * down, kernels=2),
+        Gemm("latent down", shape.sharded_tokens, down, model.hidden),
+        Elementwise("latent norm", 4 * shape.sharded_tokens * down, kernels=2),
         Gemm("q up", tokens, query, mla.q_lora_rank or model.hidden),
         Gemm("kv up", tokens, key_value, mla.kv_lora_rank),
         Elementwise("latent concat", 6 * tokens * (query + key_value), kernels=4),

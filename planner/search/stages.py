@@ -11,11 +11,10 @@ from planner.layout.stages import Split, StageLayers, stage_layers
 from planner.memory.activations import layer_bytes
 from planner.memory.estimate import (
     allocated_limit,
-    job_shape,
-    moments,
     peak_memory,
     table_gradient_bytes,
 )
+from planner.memory.moments import job_shape, moments
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes
 from planner.schedule.orders import kept_moments, order
@@ -54,7 +53,7 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
     extra = [
         buffer_bytes(model, shape, software, moe)
         + receive_bytes(model, shape, software, layout, rank, micro_batches)
-        + max(moments(model, job, layout, replace(alone, head=end.head)).values())
+        + max(m.working for m in moments(model, job, layout, replace(alone, head=end.head), rank))
         for rank, end in enumerate(ends[-layout.pp :])
     ]
     extra[0] += table_gradient_bytes(model, software, layout, ends[0])

@@ -22,10 +22,11 @@ class SoftwareSpec(BaseModel):
     gathers_logits: bool = Field(
         False, description="Every tensor-parallel rank computes the loss of the whole vocabulary."
     )
-    loss: Literal["eager", "half", "in_place", "remade", "fused"] = Field(
+    loss: Literal["eager", "kernel", "in_place", "remade", "fused"] = Field(
         "eager",
-        description="Cross-entropy over fp32 copies, in 2 bytes, over one fp32 copy in place "
-        "(Megatron's vocabulary-parallel loss), one remade in the backward pass, or one kernel.",
+        description="Cross-entropy over fp32 copies, one kernel, over one fp32 copy in place "
+        "(Megatron's vocabulary-parallel loss), one remade in the backward pass, or one kernel "
+        "whose gradient takes the room of the logits.",
     )
     dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")
     fused_gradient_accumulation: bool = Field(
@@ -46,6 +47,20 @@ class SoftwareSpec(BaseModel):
         80_000_000, description="Weight bytes of one gathering after the optimizer."
     )
     gradient_bytes: PositiveInt = Field(4, description="Bytes of a main gradient: fp32 4, bf16 2.")
+    lazy_gradients: bool = Field(
+        False, description="The backward pass makes the gradients; the step frees them (torch)."
+    )
+    backward_gradient_bytes: float = Field(
+        0.0, ge=0, description="Bytes of a second gradient, freed before the optimizer step."
+    )
+    quantised_inputs: bool = Field(
+        False,
+        description="8-bit and 4-bit products keep their quantised input for the weight gradient "
+        "(Transformer Engine), not the 16-bit one.",
+    )
+    sharded_master: bool = Field(
+        False, description="A sharded weight is the fp32 weight itself, gathered in 2 bytes (FSDP)."
+    )
     vocab_multiple: PositiveInt = Field(
         1, description="The vocabulary is padded to a multiple of this per tensor-parallel rank."
     )
@@ -75,7 +90,7 @@ class SoftwareSpec(BaseModel):
     scatter_gather_pipeline: bool = Field(
         False, description="Each TP rank sends its share of a micro-batch; the receivers gather."
     )
-    context_exchange: Literal["ring", "all_to_all"] = Field(
+    context_exchange: Literal["ring", "all_gather", "all_to_all"] = Field(
         "ring", description="How context-parallel ranks see each other's keys and values."
     )
     regather_sequence: bool = Field(

@@ -81,13 +81,16 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
     (r"Megatron|Aceso|Mist", Defaults(MEGATRON_2022)),
     (r"torchtitan", Defaults(_but(TORCH_FSDP, "torchtitan"), 3, "selective", True, "reserved")),
     (r"MaxText|PaxML", Defaults(_but(TORCH_FSDP, "xla"), 3)),
-    # MPT's ALiBi attention: Triton kernels of FlashAttention 1 (llm-foundry attn_impl)
+    # MPT's ALiBi attention: Triton kernels of FlashAttention 1 (llm-foundry attn_impl); its loss_fn
+    # is fused_crossentropy, not in place
     (
         r"foundry",
-        Defaults(_but(TORCH_FSDP, "llm-foundry", flash_version=1), 3, memory="reserved"),
+        Defaults(
+            _but(TORCH_FSDP, "llm-foundry", flash_version=1, loss="kernel"), 3, memory="reserved"
+        ),
     ),
     (r"FSDP|fsdp|ZeRO-3", Defaults(TORCH_FSDP, 3, memory="reserved")),
-    (r"DeepSpeed|ZeRO-2", Defaults(_but(TORCH_FSDP, "deepspeed"), 2)),
+    (r"DeepSpeed|ZeRO-2", Defaults(_but(TORCH_FSDP, "deepspeed", sharded_master=False), 2)),
     (r"", Defaults(_but(SoftwareSpec(), "unknown"))),
 )
 
@@ -139,6 +142,4 @@ def _kernels(notes: str, seq_len: int) -> dict[str, object]:
         changes["moe_sends_once"] = True
     if "compile" in notes and not re.search(r"torch 2\.[0-6]\b", notes):
         changes["loss"] = "fused"  # torchtitan compiles the loss too since 2025
-    if "MP mode PURE" in notes:  # Composer: everything in 2 bytes, no autocast of the loss
-        changes["loss"] = "half"
     return changes

@@ -224,7 +224,7 @@ def test_each_case_is_priced_once() -> None:
 
 
 def test_the_loss_is_priced_with_the_head() -> None:
-    kinds = ("fused", "half", "eager")
+    kinds = ("fused", "kernel", "eager")
     tables = [priced(stack=software(loss=loss)) for loss in kinds]
     times = [table.head(Layout()).forward.total for table in tables]
 

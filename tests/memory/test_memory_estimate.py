@@ -8,30 +8,24 @@ from hypothesis import strategies as st
 
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.local import stage_local
-from planner.layout.stages import Split, StageLayers, rank_layers
+from planner.layout.stages import Split, rank_layers
 from planner.memory.activations import layer_bytes
 from planner.memory.estimate import (
     CONTEXT_BYTES,
     FRAGMENTATION,
     RankMemory,
     allocated_limit,
-    job_shape,
-    moments,
     outside_bytes,
     peak_memory,
     rank_memory,
+    rank_timeline,
 )
+from planner.memory.moments import job_shape
 from planner.memory.states import state_bytes
-from planner.memory.working import (
-    buffer_bytes,
-    gathered_bytes,
-    layer_working_bytes,
-    loss_working_bytes,
-)
+from planner.memory.working import buffer_bytes
 from planner.schedule.orders import in_flight, order
 from planner.simulate.step import schedule_name
-from planner.spec.model import ModelSpec
-from planner.spec.software import MEGATRON_2022, MEGATRON_CORE
+from planner.spec.software import MEGATRON_2022, MEGATRON_CORE, TORCH_FSDP
 from tests.properties.strategies import (
     gpt,
     job,
@@ -165,53 +159,6 @@ def test_larger_micro_batches_need_more(layout: Layout, factor: int) -> None:
     assert sizes[1] >= sizes[0]
 
 
-def working(layout: Layout, stage: StageLayers, spec: ModelSpec = SMALL) -> dict[str, float]:
-    return moments(spec, JOB, layout, stage)
-
-
-LAYER, AGAIN, LOSS = "backward of a layer", "backward of a recomputed layer", "loss"
-# layout, stage, moments at which it may be fullest
-MOMENTS = [
-    (Layout(), StageLayers(4, 0), [LAYER]),
-    (Layout(), StageLayers(4, 0, head=True), [LAYER, LOSS]),
-    (Layout(), StageLayers(3, 0, dense_recomputed=1), [LAYER, AGAIN]),
-    (Layout(recompute=Recompute.FULL), StageLayers(4, 0, head=True), [LAYER, AGAIN, LOSS]),
-]
-
-
-@pytest.mark.parametrize(("layout", "stage", "expected"), MOMENTS)
-def test_moments(layout: Layout, stage: StageLayers, expected: list[str]) -> None:
-    assert list(working(layout, stage)) == expected
-
-
-@quick
-@given(layouts_of("small-moe", "dgx-h100", 4), st.booleans(), st.booleans())
-def test_working_bytes_are_those_of_their_moments(
-    layout: Layout, moe_layer: bool, head: bool
-) -> None:
-    spec, shape = small_moe(), job_shape(JOB, layout)
-    stage = StageLayers(0, 0, False, head, int(not moe_layer), int(moe_layer))
-    gathered = gathered_bytes(spec, shape, MEGATRON_CORE, layout, moe_layer)
-
-    found = working(layout, stage, spec)
-
-    layer = layer_working_bytes(spec, shape, MEGATRON_CORE, moe_layer) + gathered
-    whole = layer_bytes(spec, shape, MEGATRON_CORE, Recompute.NONE, moe_layer)
-    assert found[LAYER] == layer
-    assert found[AGAIN] == layer + whole
-    loss = loss_working_bytes(spec, shape, MEGATRON_CORE) + gathered
-    assert found.get(LOSS, loss) == loss
-
-
-@quick
-@given(layouts_of("small", "dgx-h100", 2))
-def test_the_peak_is_at_the_moment_it_names(layout: Layout) -> None:
-    for rank in {0, layout.pp - 1}:
-        memory = rank_memory(small(), JOB, layout, rank)
-        by_moment = working(layout, rank_layers(small(), layout.pp, layout.vpp, rank))
-        assert memory.working == max(by_moment.values()) == by_moment[memory.moment]
-
-
 def test_the_optimizer_step_comes_when_activations_are_gone() -> None:
     """Half-precision training with flattened gradients: 2 bytes of each parameter for a moment."""
     stack = software(MEGATRON_2022, optimizer_temporary_bytes=200.0)
@@ -231,6 +178,30 @@ def test_buffers_stay_beside_everything() -> None:
     memory = rank_memory(small(), JOB, layout, 0)
 
     assert memory.buffers == buffer_bytes(small(), job_shape(JOB, layout), MEGATRON_CORE, False)
+
+
+@quick
+@given(layouts_of("small-moe", "dgx-h100", 4))
+def test_the_peak_is_the_fullest_moment_of_the_timeline(layout: Layout) -> None:
+    for rank in {0, layout.pp - 1}:
+        timeline = rank_timeline(small_moe(), JOB, layout, rank)
+
+        assert rank_memory(small_moe(), JOB, layout, rank) in timeline
+        assert rank_memory(small_moe(), JOB, layout, rank).allocated == max(
+            moment.allocated for moment in timeline
+        )
+        assert timeline[0].moment == "weights loaded"
+        assert timeline[0].allocated == min(moment.allocated for moment in timeline)
+
+
+def test_what_is_gathered_is_free_when_the_sharded_weight_is_updated() -> None:
+    run = job(64, software=TORCH_FSDP)
+    *_, step = rank_timeline(small(), run, layout_with(2, dp=8), 0)
+    backward = rank_memory(small(), run, layout_with(2, dp=8), 0)
+
+    assert (step.moment, step.weights) == ("optimizer step", 0)
+    assert backward.weights > 0
+    assert rank_memory(small(), run, layout_with(3, dp=8), 0).weights == 0
 
 
 def test_sharding_everything_needs_the_least() -> None:

@@ -12,6 +12,7 @@ from planner.memory.working import (
     WORKSPACE_BYTES,
     buffer_bytes,
     gathered_bytes,
+    head_gathered_bytes,
     layer_working_bytes,
     loss_working_bytes,
     receive_bytes,
@@ -79,10 +80,13 @@ def test_long_sequences_work_on_their_scores() -> None:
 def test_working_bytes_grow_with_the_micro_batch(
     stack: SoftwareSpec, tp: int, moe_layer: bool, mb: int
 ) -> None:
-    one, several = (Shape(size, SEQ, tp=tp, sequence_parallel=tp > 1) for size in (1, mb))
-    sizes = [layer_working_bytes(small_moe(), shape, stack, moe_layer) for shape in (one, several)]
+    shapes = [Shape(size, SEQ, tp=tp, sequence_parallel=tp > 1) for size in (1, 2, mb)]
+    one, two, several = (
+        layer_working_bytes(small_moe(), shape, stack, moe_layer) for shape in shapes
+    )
 
-    assert sizes[1] == pytest.approx(mb * sizes[0])
+    assert two > one
+    assert several - one == pytest.approx((mb - 1) * (two - one))
 
 
 @quick
@@ -97,7 +101,7 @@ def test_splitting_never_needs_more(stack: SoftwareSpec, moe_layer: bool) -> Non
 
 
 # kind of loss; the logits of 4096 tokens and 131072 words outweigh the gradient of the matrix
-@pytest.mark.parametrize("loss", ["eager", "half", "in_place", "remade"])
+@pytest.mark.parametrize("loss", ["eager", "kernel", "in_place", "remade"])
 def test_logits_at_the_moment_of_the_loss(loss: str) -> None:
     spec = small(vocab=131072)
 
@@ -140,28 +144,45 @@ def test_the_vocabulary_is_padded(tp: int, vocab: int) -> None:
     assert sizes[0] == sizes[1]
 
 
-# layout, bytes of each parameter of a layer: the one at work and the next, its whole gradient
+# layout, bytes of each parameter of a layer (the one at work and the next; the whole gradient of
+# the one before), and of the output matrix and the embedding at the moment of the loss
 GATHERED = [
-    (layout_with(3, dp=8), 2 * 2 + 4),
-    (layout_with(2, dp=8), 4),
-    (layout_with(1, dp=8), 0),
-    (layout_with(3, dp=8, pp=2), 0),  # a pipeline keeps its weights whole
+    (layout_with(3, dp=8), (2 * 2, 4), (2, 4)),
+    (layout_with(2, dp=8), (0, 4), (0, 4)),
+    (layout_with(1, dp=8), (0, 0), (0, 0)),
+    (layout_with(3, dp=8, pp=2), (0, 0), (0, 0)),  # a pipeline keeps its weights whole
 ]
 
 
-@pytest.mark.parametrize(("layout", "bytes_each"), GATHERED, ids=lambda it: str(it)[:40])
-def test_gathered_weights(layout: Layout, bytes_each: int) -> None:
+@pytest.mark.parametrize(("layout", "layer", "ends"), GATHERED, ids=lambda it: str(it)[:40])
+def test_gathered_weights(layout: Layout, layer: tuple[int, int], ends: tuple[int, int]) -> None:
     parameters = stage_local(small(), StageLayers(1, 0), 1, 1, 1).total
+    table = small().vocab * small().hidden
+    stack = software(vocab_multiple=1)
 
-    size = gathered_bytes(small(), Shape(1, SEQ), MEGATRON_CORE, layout, False)
+    sizes = gathered_bytes(small(), Shape(1, SEQ), stack, layout, False)
+    of_ends = head_gathered_bytes(small(), Shape(1, SEQ), stack, layout)
 
-    assert size == pytest.approx(bytes_each * parameters)
+    assert sizes == pytest.approx([each * parameters for each in layer])
+    assert of_ends == pytest.approx([each * table for each in ends])
+
+
+def test_a_gradient_that_is_added_afterwards_needs_room() -> None:
+    """2 bytes of the largest matrix, unless the product itself adds to the main gradient."""
+    fused, alone = (
+        layer_working_bytes(
+            small(), Shape(1, SEQ), software(fused_gradient_accumulation=added), False
+        )
+        for added in (True, False)
+    )
+
+    assert alone - fused == 2 * small().hidden * small().ffn_hidden
 
 
 def test_gathered_experts_are_those_of_the_rank() -> None:
     layout = layout_with(3, dp=16, ep=8)
     alone, split = (
-        gathered_bytes(small_moe(), Shape(1, SEQ, ep=ep), MEGATRON_CORE, layout, True)
+        sum(gathered_bytes(small_moe(), Shape(1, SEQ, ep=ep), MEGATRON_CORE, layout, True))
         for ep in (1, 8)
     )
 

@@ -25,6 +25,9 @@ MOE = MODEL.model_copy(update={"name": "moe-60m", "moe": EXPERTS})
 LATENT = MLASpec(
     q_lora_rank=256, kv_lora_rank=128, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64
 )
+# the peak of a small vocabulary is in the backward pass of a layer, not at the loss
+FEW_WORDS = MODEL.model_copy(update={"name": "llama-26m", "vocab": 512})
+WIDE = FEW_WORDS.model_copy(update={"name": "llama-164m", "hidden": 1024, "ffn_hidden": 6144})
 MLA = MODEL.model_copy(update={"name": "mla-34m", "kv_heads": 8, "mla": LATENT})
 
 
@@ -77,4 +80,11 @@ LAYOUTS: dict[str, Plan] = {
     "mla tp4": plan(4, model=MLA, tp=4, micro_batch=2),
     "mla tp4 sp": plan(4, model=MLA, tp=4, micro_batch=2, **SP),
     "mla tp4 sp full recompute": plan(4, 0, MLA, tp=4, micro_batch=2, recompute_layers=8, **SP),
+    "few words one step": plan(8, 0, FEW_WORDS, dp=8, micro_batch=1),
+    "few words zero2": plan(16, 2, FEW_WORDS, dp=8, micro_batch=1),
+    "few words zero3": plan(16, 3, FEW_WORDS, dp=8, micro_batch=1),
+    "wide zero3": plan(16, 3, WIDE, dp=8, micro_batch=1),
+    "wide zero3 partial recompute": plan(16, 3, WIDE, dp=8, micro_batch=1, recompute_layers=4),
+    "wide zero3 full recompute": plan(16, 3, WIDE, dp=8, micro_batch=1, recompute_layers=8),
+    "wide tp4 sp full recompute": plan(4, 0, WIDE, tp=4, micro_batch=2, recompute_layers=8, **SP),
 }

@@ -153,11 +153,9 @@ def test_nvidia_smi_in_the_notes_is_the_memory_of_the_device(known: Known) -> No
     assert smi.software == plain.software
 
 
-def test_composer_in_pure_precision_needs_no_fp32_logits() -> None:
-    notes = "MP mode PURE; activation checkpointing"
-
-    assert software("llm-foundry (FSDP)", notes).loss == "half"
-    assert software("llm-foundry (FSDP)").loss != "half"
+def test_foundry_computes_its_loss_in_one_kernel() -> None:
+    assert software("llm-foundry (FSDP)").loss == "kernel"
+    assert software("fms-fsdp").loss == "eager"
 
 
 @pytest.mark.parametrize("notes", ["dispatcher hybridep", "HybridEP; EP overlap on", "DeepEP"])

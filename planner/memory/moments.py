@@ -1,0 +1,160 @@
+"""The moments of a step at which a rank may be fullest, and what is alive at each.
+
+The order of events of one rank, over which the peak is the maximum: weights are loaded; passes go
+forward until the schedule's number of them is in flight; the loss; the backward pass, layer by
+layer from the last, with what each layer works with; the optimizer step.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.layout.layout import Layout, Recompute
+from planner.layout.stages import StageLayers
+from planner.memory.activations import layer_bytes
+from planner.memory.working import (
+    gathered_bytes,
+    head_gathered_bytes,
+    layer_working_bytes,
+    loss_working_bytes,
+)
+from planner.model.operations import Shape
+from planner.schedule.in_flight import peak_chunk_passes
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+
+LOADED = "weights loaded"
+LOSS = "loss"
+LAYER = "backward of a layer"
+AGAIN = "backward of a recomputed layer"
+STEP = "optimizer step"
+
+# Bytes of a number in blocks with scales: one fp32 scale per tensor or 128 numbers, one byte for 32
+# (MX), one byte for 16 half-byte numbers (NV).
+QUANTISED_BYTES = {
+    "fp8": 1.0,
+    "fp8_block": 1 + 4 / 128,
+    "mxfp8": 1 + 1 / 32,
+    "nvfp4": 1 / 2 + 1 / 16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One moment: whether gradients are there, bytes kept for backward passes, bytes at work."""
+
+    name: str
+    gradients: bool
+    activations: float
+    working: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Bytes that one pass of a micro-batch through one chunk of a rank keeps."""
+
+    plain: float
+    again: float
+    last_layer: float
+    output: float  # of the embedding, where that is not freed when it has been sent
+
+    @property
+    def total(self) -> float:
+        """All layers of the chunk."""
+        return self.plain + self.again + self.output
+
+
+def job_shape(job: JobSpec, layout: Layout) -> Shape:
+    """Return the shape that a layer's operations see under ``layout``."""
+    return Shape(
+        layout.micro_batch,
+        job.seq_len,
+        layout.tp,
+        layout.cp,
+        layout.ep,
+        layout.etp,
+        layout.sequence_parallel,
+        QUANTISED_BYTES.get(job.precision, 2.0) if job.software.quantised_inputs else 2.0,
+    )
+
+
+def kept_bytes(model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers) -> Kept:
+    """Return what a pass keeps in the layers recomputed in full, and in the others."""
+    shape = job_shape(job, layout)
+    plain = again = last = 0.0
+    for count, moe_layer, recompute in mine.kinds(layout.recompute):
+        size = layer_bytes(model, shape, job.software, recompute, moe_layer)
+        if recompute is Recompute.FULL:
+            again += count * size
+        else:
+            plain += count * size
+            last = size
+    output = 0.0  # torch keeps what each stage received and sent: one tensor more than layers
+    if mine.embedding and layout.pp > 1 and job.software.keeps_receive_buffers:
+        output = 2 * shape.sharded_tokens * model.hidden
+    return Kept(plain / layout.vpp, again / layout.vpp, last, output / layout.vpp)
+
+
+def _passes(layout: Layout, micro_batches: int, rank: int, lazy: bool) -> list[tuple[bool, int]]:
+    """Return (gradients are there, chunk passes in flight) at the start of a backward pass.
+
+    Gradients that the backward pass itself makes are missing in the first one, when most passes are
+    in flight; one fewer is left for the next.
+    """
+    most = peak_chunk_passes(layout.pp, layout.vpp, micro_batches, rank)
+    if not lazy:
+        return [(True, most)]
+    if micro_batches == 1 and layout.vpp == 1:
+        return [(False, most)]
+    later = min(most, micro_batches - 1) if layout.vpp == 1 else most
+    return [(False, most), (True, later)]
+
+
+def moments(
+    model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers, rank: int
+) -> list[Moment]:
+    """Return every moment at which pipeline rank ``rank``, which holds ``mine``, may be fullest."""
+    kept = kept_bytes(model, job, layout, mine)
+    micro_batches = layout.micro_batches(job.global_batch)
+    lazy = job.software.lazy_gradients
+    found = [Moment(LOADED, not lazy, 0.0, 0.0)]
+    for gradients, passes in _passes(layout, micro_batches, rank, lazy):
+        others = (passes - 1) * kept.total
+        first = gradients or not lazy
+        for name, own, working in _backward(model, job, layout, mine, kept, first):
+            found.append(Moment(name, gradients, others + own, working))
+    if lazy and micro_batches == 1:  # gradients are whole only when activations are gone
+        last = max(moment.working for moment in found)
+        found.append(Moment(LAYER, True, kept.last_layer, last))
+    return found
+
+
+@lru_cache(maxsize=16384)
+def _backward(
+    model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers, kept: Kept, repeated: bool
+) -> list[tuple[str, float, float]]:
+    """Return (moment, bytes left of the pass, bytes at work) along the backward pass of a chunk.
+
+    Layers recomputed in full are the first of their stage, so their turn comes when the others have
+    given up what they kept. ``repeated``: an earlier micro-batch has been reduced.
+    """
+    shape, software = job_shape(job, layout), job.software
+    expert = mine.has_experts
+    working = layer_working_bytes(model, shape, software, expert)
+    weights, reduced = gathered_bytes(model, shape, software, layout, expert)
+    found = []
+    if mine.head:
+        table, waiting = head_gathered_bytes(model, shape, software, layout)
+        loss = loss_working_bytes(model, shape, software) + table + waiting * repeated
+        found.append((LOSS, kept.total, loss))
+    if kept.plain:
+        selective = layer_bytes(model, shape, software, Recompute.NONE, expert) - kept.last_layer
+        work = working + weights + max(0.0, selective)
+        found.append((LAYER, kept.total, work))
+        # the layer after it has been reduced; what it kept is free
+        found.append((LAYER, kept.total - kept.last_layer, work + reduced))
+    if kept.again:
+        whole = layer_bytes(model, shape, software, Recompute.NONE, expert)
+        own = layer_bytes(model, shape, software, Recompute.FULL, expert)
+        work = working + weights + reduced + whole - own  # its input is kept already
+        found.append((AGAIN, kept.again + kept.output, work))
+    return found
