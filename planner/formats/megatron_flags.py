@@ -51,6 +51,7 @@ FLAGS: dict[str, Meaning] = {
     "--batch-size": Meaning("micro_batch", whole, "micro-batch"),
     "--global-batch-size": Meaning("global_batch", whole, "global batch"),
     "--rampup-batch-size": Meaning("rampup", text_of, "batch ramp-up"),
+    "--decrease-batch-size-if-needed": Meaning("shrink_batch", switch, "shrinks uneven batches"),
     "--step-batch-size-schedule": Meaning("rampup", text_of, "batch schedule"),
     "--seq-length": Meaning("seq_len", whole, "tokens of a sequence"),
     "--encoder-seq-length": Meaning("seq_len", whole, "tokens of a sequence"),

@@ -14,6 +14,7 @@ _CONFIG = "core/transformer/transformer_config.py"
 _STATE = "core/parallel_state.py"
 _SCHEDULES = "core/pipeline_parallel/schedules.py"
 _BOTH = "Megatron-Core 0.16 to 0.20"
+_RAMP = "Megatron-Core 0.16 to 0.18"
 _READ = "Megatron-Core 0.20"
 OFFLOADED = {
     "core_attn", "attn_proj", "expert_fc1", "fused_group_mlp", "moe_act", "attn_norm", "mlp_norm",
@@ -100,6 +101,32 @@ def _moe_overlap(f: Facts) -> list[str]:
 
 def _not_offloaded(f: Facts) -> set[str]:
     return set(str(f.options.get("offload_modules", "")).replace(",", " ").split()) - OFFLOADED
+
+
+def _ramp(f: Facts) -> tuple[int, int]:
+    """Return the first batch and the increment of a growing one; (0, 0) where it does not grow."""
+    words = str(f.options.get("rampup") or "").split()
+    if len(words) != 3 or not all(word.isdigit() for word in words) or f.on("shrink_batch"):
+        return 0, 0
+    return int(words[0]), int(words[1])
+
+
+def _ramp_broken(f: Facts) -> bool:
+    """M34: every batch on the way is a multiple of dp*micro_batch, the last one is met exactly."""
+    first, step = _ramp(f)
+    share = f.dp * f.micro_batch
+    if not step or not share:
+        return False
+    return first % share > 0 or step % share > 0 or (f.global_batch - first) % step > 0
+
+
+def _ramp_said(f: Facts) -> str:
+    first, step = _ramp(f)
+    return (
+        f"--rampup-batch-size goes from {first} by {step} to {f.global_batch}; first batch and "
+        f"increment must be multiples of dp*micro_batch={f.dp * f.micro_batch}, and increments "
+        "must end at the global batch"
+    )
 
 
 def _connections(f: Facts) -> bool:
@@ -212,6 +239,7 @@ RULES: tuple[Rule, ...] = (
          lambda f: bool(f.stages) and len(f.stages) % f.pp > 0,
          lambda f: f"pp={f.pp} does not divide the {len(f.stages)} stages of the layout; "
          f"try pp {near(f.pp, lambda n: len(f.stages) % n == 0, len(f.stages))}"),
+    Rule("M34", _RAMP, "core/num_microbatches_calculator.py", _ramp_broken, _ramp_said),
 )  # fmt: skip
 
 # What holds for a program around Megatron-Core that fills in the other arguments by itself.

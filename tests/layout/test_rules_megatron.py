@@ -78,6 +78,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("M32", {"stages": (12, 11), "pp": 2, "dp": 8}, {"stages": (12, 12)}, "hold 23 layers"),
     ("M33", {"stages": (8, 8, 8), "pp": 2, "dp": 8}, {"pp": 3, "world": 15, "dp": 5,
      "global_batch": 65}, "try pp 1 or 3"),
+    ("M34", {"options": {"rampup": "8 16 1000"}}, {"options": {"rampup": "16 16 1000"}},
+     "from 8 by 16 to 64"),
+    ("M34", {"options": {"rampup": "16 8 1000"}},
+     {"options": {"rampup": "16 8 1000", "shrink_batch": True}}, "multiples of dp*micro_batch=16"),
+    ("M34", {"options": {"rampup": "16 32 1000"}}, {"global_batch": 80}, "end at the global batch"),
 ]  # fmt: skip
 
 
