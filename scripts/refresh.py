@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the numbers of README.md, docs/check.md and docs/accuracy.md anew, from the commands.
+"""Write the numbers of README.md and of pages in docs/ anew, from the commands.
 
 usage: .venv/bin/python scripts/refresh.py FOLDER     (FOLDER holds the CSV files of measured runs)
 
@@ -88,7 +88,7 @@ def replace(path: Path, name: str, text: str) -> None:
 
 
 def main() -> None:
-    """Refresh both files."""
+    """Refresh all of them."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     files = sorted(Path(sys.argv[1]).resolve().glob("*.csv"))
@@ -109,6 +109,8 @@ def main() -> None:
         printed = run([sys.executable, "-m", "planner", "validate", *map(str, files)], folder)
         page = block(f"$ planner validate {names}\n{printed}")
         replace(ROOT / "docs/accuracy.md", "accuracy", page)
+        reports = run([sys.executable, "-m", "benchmarks.reports"], str(ROOT))
+        replace(ROOT / "docs/reports.md", "reports", reports)
         ablate = [sys.executable, str(ROOT / "scripts/ablate.py"), str(files[0].parent)]
         replace(ROOT / "docs/accuracy.md", "ablation", run(ablate, folder))
 
