@@ -26,9 +26,8 @@ from planner.formats.work import Work
 from planner.layout.layout import Recompute, Shard
 from planner.layout.rule import Facts, broken, facts_of
 from planner.layout.rules_deepspeed import RULES
-from planner.spec.software import TORCH_FSDP
+from planner.spec.software import DEEPSPEED
 
-SOFTWARE = TORCH_FSDP.model_copy(update={"name": "deepspeed"})
 _ZERO = "zero_optimization."
 
 SETTINGS: dict[str, Meaning] = {
@@ -117,7 +116,7 @@ def setup_of_deepspeed(path: Path, settings: Mapping[str, Any]) -> Setup:
         "overlap_grad_reduce": values.get("overlap", zero == 3),
     }
     return Setup(
-        framework="deepspeed", path=str(path), software=SOFTWARE.model_copy(update=exchange),
+        framework="deepspeed", path=str(path), software=DEEPSPEED.model_copy(update=exchange),
         tp=tp, cp=cp, ep=max(1, values.get("ep", 1)), etp=max(1, values.get("etp", 1)),
         micro_batch=values.get("micro_batch"), accumulation=_accumulation(values),
         global_batch=values.get("stated_batch"), precision=_precision(values),

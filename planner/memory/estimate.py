@@ -16,9 +16,6 @@ from planner.units import MIB
 # Neither is in torch's counters.
 CONTEXT_BYTES = 500 * MIB
 COMMUNICATOR_BYTES = 370 * MIB
-# What torch reserves beyond what it has allocated at the peak: segments of 2 and 20 MiB, split
-# blocks that no request fits. Mean of 19 configurations on 8 B200 (0.028 to 0.093; SimuMax 1.2).
-FRAGMENTATION = 0.053
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +24,8 @@ class RankMemory:
 
     ``buffers`` stay for the whole step; ``activations`` are kept for backward passes to come;
     ``working`` is alive only at the ``moment`` of the peak; ``outside`` is context and
-    communicators, which torch does not count.
+    communicators, which torch does not count; ``reserve_share`` of what is allocated is what torch
+    reserves beyond it.
     """
 
     weights: float
@@ -38,6 +36,7 @@ class RankMemory:
     working: float
     outside: float
     moment: str
+    reserve_share: float = 0.053
 
     @property
     def states(self) -> float:
@@ -52,7 +51,7 @@ class RankMemory:
     @property
     def reserved(self) -> float:
         """What torch takes from the driver."""
-        return self.allocated * (1 + FRAGMENTATION)
+        return self.allocated * (1 + self.reserve_share)
 
     @property
     def device(self) -> float:
@@ -66,9 +65,9 @@ def outside_bytes(layout: Layout) -> float:
     return CONTEXT_BYTES + COMMUNICATOR_BYTES * sum(degree > 1 for degree in degrees)
 
 
-def allocated_limit(device_bytes: float, layout: Layout) -> float:
+def allocated_limit(device_bytes: float, layout: Layout, software: SoftwareSpec) -> float:
     """Return what torch may allocate for the driver to show ``device_bytes``."""
-    return (device_bytes - outside_bytes(layout)) / (1 + FRAGMENTATION)
+    return (device_bytes - outside_bytes(layout)) / (1 + software.reserve_share)
 
 
 def table_gradient_bytes(
@@ -108,6 +107,7 @@ def rank_timeline(
             moment.working,
             outside,
             moment.name,
+            software.reserve_share,
         )
         for moment in moments(model, job, layout, mine, rank)
     ]
@@ -115,7 +115,8 @@ def rank_timeline(
     weights = 0.0 if software.sharded_master else states.weights
     working = step_working_bytes(sharded_parameters(local, layout), software)
     step = RankMemory(
-        weights, gradients, states.optimizer, buffers, 0.0, working, outside, STEP
+        weights, gradients, states.optimizer, buffers, 0.0, working, outside, STEP,
+        software.reserve_share,
     )  # fmt: skip
     return (*timeline, step)
 

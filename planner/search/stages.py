@@ -78,7 +78,7 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
             ]
         ),
         in_flight=in_flight.astype(float),
-        limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes, layout)),
+        limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes, layout, software)),
     )
 
 

@@ -14,6 +14,7 @@ MEGATRON_2022 = SoftwareSpec(
     vocab_multiple=128,
     loss="in_place",
     scatter_gather_pipeline=True,  # PTD-P section 4.1, --no-scatter-gather-tensors-in-pipeline
+    reserve_share=0.216,  # median of 124 logged stages of BigScience's runs (0.199 to 0.235)
     cpu_op_s=57e-6,
     flash_attention=False,
     dropout=True,
@@ -78,6 +79,11 @@ TORCH_FSDP = SoftwareSpec(
     gradient_bytes=4,
     lazy_gradients=True,
     sharded_master=True,
+)
+# DeepSpeed's ZeRO keeps a 2-byte share beside the fp32 one. AdamW is torch's own, unfused: two fp32
+# temporaries (a user's out-of-memory message shows them: tests/data/reports, case-0454).
+DEEPSPEED = TORCH_FSDP.model_copy(
+    update={"name": "deepspeed", "sharded_master": False, "optimizer_temporary_bytes": 8.0}
 )
 # The torch launcher of this package: FSDP2, DTensor tensor parallelism, torch pipelining with
 # blocking sends; gradients are reduced in fp32; "selective" repeats nothing.

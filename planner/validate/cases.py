@@ -254,7 +254,11 @@ def read_case(row: dict[str, str]) -> Case:
     cells = _Cells(row)
     gpus, seq_len, global_batch = (cells.need(name) for name in ("n_gpus", "seq_len", "gbs"))
     defaults = defaults_for(
-        row.get("framework", ""), row.get("notes", ""), _is_modern(row), seq_len
+        row.get("framework", ""),
+        row.get("notes", ""),
+        _is_modern(row),
+        seq_len,
+        cells.text("precision", "bf16"),
     )
     try:
         model = read_model(cells)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 from planner.spec.job import SoftwareSpec
 from planner.spec.software import (
+    DEEPSPEED,
     MEGATRON_2022,
     MEGATRON_CORE,
     MEGATRON_DEEPSPEED,
+    MEGATRON_DEEPSPEED_FP16,
     NANOTRON,
     TORCH_FSDP,
 )
@@ -89,13 +91,15 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
             _but(TORCH_FSDP, "llm-foundry", flash_version=1, loss="kernel"), 3, memory="reserved"
         ),
     ),
+    (r"DeepSpeed|ZeRO-2", Defaults(DEEPSPEED, 2)),
     (r"FSDP|fsdp|ZeRO-3", Defaults(TORCH_FSDP, 3, memory="reserved")),
-    (r"DeepSpeed|ZeRO-2", Defaults(_but(TORCH_FSDP, "deepspeed", sharded_master=False), 2)),
     (r"", Defaults(_but(SoftwareSpec(), "unknown"))),
 )
 
 
-def defaults_for(framework: str, notes: str, modern: bool = False, seq_len: int = 0) -> Defaults:
+def defaults_for(
+    framework: str, notes: str, modern: bool = False, seq_len: int = 0, precision: str = "bf16"
+) -> Defaults:
     """Return the defaults of ``framework``, refined by what the run's notes say of its kernels.
 
     ``modern``: the run uses what Megatron-LM has only since Megatron-Core (8-bit precision,
@@ -104,6 +108,8 @@ def defaults_for(framework: str, notes: str, modern: bool = False, seq_len: int 
     if modern and framework == "Megatron-LM":
         framework = "Megatron-Core"
     found = next(entry for pattern, entry in _TABLE if re.search(pattern, framework))
+    if found.software is MEGATRON_DEEPSPEED and precision == "fp16":
+        found = replace(found, software=MEGATRON_DEEPSPEED_FP16)
     changes = _kernels(notes, seq_len)
     if changes:
         found = replace(found, software=found.software.model_copy(update=changes))
