@@ -17,7 +17,8 @@ from planner.memory.estimate import (
 from planner.memory.moments import job_shape, moments
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes
-from planner.schedule.orders import kept_moments, order
+from planner.schedule.orders import order
+from planner.schedule.passes import kept_moments
 from planner.search.partition import FloatArray, Partition, PartitionProblem, partition
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step, schedule_name

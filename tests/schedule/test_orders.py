@@ -7,18 +7,15 @@ from hypothesis import strategies as st
 
 from planner.errors import LayoutError
 from planner.schedule.orders import (
-    Order,
     checked_group,
     gpipe,
     group_problem,
-    in_flight,
     interleaved,
-    kept_moments,
-    kept_peak,
     legal_group,
     one_f_one_b,
     order,
 )
+from planner.schedule.passes import Order, in_flight, kept_moments, kept_peak
 
 
 def written(order: Order, rank: int) -> str:
