@@ -78,11 +78,14 @@ def pipeline_time(
     schedule; a batch costs little more than one.
 
     Where the schedule splits the backward pass, ``backward_s`` is the input gradient, ``weight_s``
-    the weight gradient (needed there, refused elsewhere) and transfers always overlap.
+    the weight gradient (needed there, refused elsewhere). Without overlap a transfer then holds its
+    sender alone; the receiver meanwhile sends the other way (one exchange, as the zero-bubble
+    runtime batches them), so no rank waits for another's pace.
     """
     shape = shape_of(kind, stages, chunks, micro_batches, group, overlap_p2p, delay)
     batch, times = _times(shape, forward_s, backward_s, send_s, weight_s)
-    first_forward, first_backward, last_backward = _execute(shape, times)
+    run = times if overlap_p2p else _with_held_sends(shape, times)
+    first_forward, first_backward, last_backward = _execute(shape, run)
     of_rank = stage_of(kind, stages, chunks)
     compute = (times.forward_s + times.backward_s + times.weight_s)[:, of_rank]
     busy = micro_batches * compute.sum(axis=1)
@@ -113,6 +116,7 @@ def pass_times(
     """
     shape = shape_of(kind, stages, chunks, micro_batches, group, overlap_p2p, delay)
     _, times = _times(shape, forward_s, backward_s, send_s, weight_s)
+    times = times if overlap_p2p else _with_held_sends(shape, times)
     made = tasks_of(shape)
     passes, stage = made.order, made.order.virtual_stage()
     own_s = np.where(passes.backward, times.backward_s[0][stage], times.forward_s[0][stage])
@@ -122,6 +126,16 @@ def pass_times(
     pair = np.append(made.task[:, 1:] == made.task[:, :-1], np.zeros((stages, 1), bool), axis=1)
     end_s = end_s - np.where(pair, np.roll(own_s, -1, axis=1), 0.0)
     return passes, end_s - own_s, end_s
+
+
+def _with_held_sends(shape: Shape, times: Times) -> Times:
+    """Return times in which passes of a split backward hold their rank until they are sent."""
+    if shape.kind not in SPLIT:
+        return times  # a rendezvous: edges of the graph
+    forward_s, backward_s = times.forward_s.copy(), times.backward_s.copy()
+    forward_s[:, :-1] += times.send_s
+    backward_s[:, 1:] += times.send_s
+    return Times(forward_s, backward_s, np.zeros_like(times.send_s), times.weight_s)
 
 
 def _times(

@@ -10,16 +10,20 @@ from planner.cost.compute import half_precision_peak
 from planner.cost.data_parallel import optimizer_s, replicas, shares, sync_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
-from planner.layout.layout import Layout
+from planner.layout.layout import Layout, Recompute
 from planner.layout.local import LocalParameters, stage_local
-from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers
-from planner.memory.estimate import RankMemory, peak_memory
+from planner.layout.stages import Split, StageLayers, stage_layers, together
+from planner.memory.estimate import RankMemory
 from planner.memory.states import WEIGHT_BYTES
 from planner.model.flops import model_flops_per_token
-from planner.simulate.pipeline import pipeline_time
+from planner.schedule.passes import rank_of, stage_of
+from planner.schedule.zero_bubble import SPLIT
+from planner.simulate.held_back import scheduled_memory, weight_delay
+from planner.simulate.pipeline import PipelineResult, pipeline_time
 from planner.spec.cluster import ClusterSpec
 
 FloatArray = NDArray[np.float64]
+NOTHING = Seconds()
 LAYER_BUCKET = float("inf")  # fully sharded layers travel whole
 
 
@@ -39,11 +43,15 @@ class StepEstimate:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One (virtual) stage, one micro-batch. ``recompute`` is part of the backward pass."""
+    """One (virtual) stage, one micro-batch. ``recompute`` is part of the backward pass.
+
+    ``weight`` is what a schedule with W passes takes out of the backward pass.
+    """
 
     forward: Seconds
     backward: Seconds
     recompute: Seconds
+    weight: Seconds = NOTHING
 
     @property
     def forward_s(self) -> float:
@@ -93,19 +101,25 @@ def _sharded_layer_s(
 
 def stage_cost(prices: Prices, layout: Layout, stage: StageLayers) -> StageCost:
     """Add up the layers of one stage."""
-    forward, backward, recompute = Seconds(), Seconds(), Seconds()
+    forward, backward, recompute, weight = Seconds(), Seconds(), Seconds(), Seconds()
+    splits = layout.schedule in SPLIT
     for count, moe_layer, kind in stage.kinds(layout.recompute):
         cost = prices.layer(layout, moe_layer, kind)
+        if splits:
+            cost = prices.split_backward("moe" if moe_layer else "dense", layout, kind)
         more_forward, more_backward = _sharded_layer_s(cost, prices, layout, moe_layer)
         forward = forward.plus(cost.forward, count).plus(Seconds(dp=more_forward), count)
         backward = backward.plus(cost.backward, count).plus(Seconds(dp=more_backward), count)
         recompute = recompute.plus(cost.recompute, count)
-    ends = ((stage.embedding, prices.embedding), (stage.head, prices.head))
-    for present, price in ends:
+        weight = weight.plus(cost.weight, count)
+    ends = (("embedding", stage.embedding, prices.embedding), ("head", stage.head, prices.head))
+    for block, present, price in ends:
         if present:
-            forward = forward.plus(price(layout).forward)
-            backward = backward.plus(price(layout).backward)
-    return StageCost(forward, backward, recompute)
+            cost = prices.split_backward(block, layout, Recompute.NONE) if splits else price(layout)
+            forward = forward.plus(cost.forward)
+            backward = backward.plus(cost.backward)
+            weight = weight.plus(cost.weight)
+    return StageCost(forward, backward, recompute, weight)
 
 
 def _hop_s(prices: Prices, layout: Layout, stride: int) -> float:
@@ -132,11 +146,13 @@ def _hops_s(prices: Prices, layout: Layout) -> FloatArray:
     """
     size, domain = layout.tp * layout.cp * layout.dp, prices.cluster.domain_gpus
     hops = {crosses: _hop_s(prices, layout, domain if crosses else 1) for crosses in (False, True)}
-    slots = size * (np.arange(layout.pp * layout.vpp) % layout.pp)
+    ranks = rank_of(schedule_name(layout), layout.pp, layout.vpp)
+    slots = size * ranks
     first = slots // domain
     last = (slots + size - 1) // domain
     crosses = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
-    return np.where(crosses, hops[True], hops[False])
+    # where a V turns round, the next stage is on the same rank
+    return np.where(ranks[1:] == ranks[:-1], 0.0, np.where(crosses, hops[True], hops[False]))
 
 
 def _gradient_tail_s(
@@ -175,7 +191,7 @@ def _weight_gather_s(
 
 def schedule_name(layout: Layout) -> str:
     """Return the pipeline schedule of a layout."""
-    return "1f1b" if layout.vpp == 1 else "interleaved_1f1b"
+    return layout.schedule or ("1f1b" if layout.vpp == 1 else "interleaved_1f1b")
 
 
 def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) -> StepEstimate:
@@ -184,31 +200,27 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     micro_batches = layout.micro_batches(job.global_batch)
     stages = stage_layers(model, layout.pp * layout.vpp, split)
     costs = [stage_cost(prices, layout, stage) for stage in stages]
-    pipeline = pipeline_time(
-        schedule_name(layout),
-        layout.pp,
-        layout.vpp,
-        micro_batches,
-        np.array([cost.forward_s for cost in costs]),
-        np.array([cost.backward_s for cost in costs]),
-        _hops_s(prices, layout),
-        job.software.overlap_pipeline,
-    )
+    pipeline = _pipeline(prices, layout, costs, micro_batches)
+    held = stage_of(schedule_name(layout), layout.pp, layout.vpp).T.tolist()
     stall = slow_node_stall_s(job.software, layout, cluster, micro_batches)
-    tails = []
+    ends_s, tails = _ends_s(layout, pipeline), []
     for rank in range(layout.pp):
-        held = rank_layers(model, layout.pp, layout.vpp, rank, split)
-        local = stage_local(model, held, layout.tp, layout.ep, layout.etp, job.software)
-        mine = costs[rank :: layout.pp]
-        gradient = _gradient_tail_s(prices, layout, local, sum(c.backward_s for c in mine))
+        layers = together([stages[stage] for stage in held[rank]])
+        local = stage_local(model, layers, layout.tp, layout.ep, layout.etp, job.software)
+        mine = [costs[stage] for stage in held[rank]]
+        gradient = _gradient_tail_s(
+            prices, layout, local, sum(c.backward_s + c.weight.total for c in mine)
+        )
         weights = _weight_gather_s(prices, layout, local, sum(c.forward_s for c in mine))
         update = optimizer_s(local, layout, job.software, cluster)
-        end = float(pipeline.last_backward_end_s[rank]) + stall
+        end = float(ends_s[rank]) + stall
         tails.append((end + gradient + weights + update, gradient + weights, update))
     total = max(tail[0] for tail in tails)
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
     _, data_parallel, update = tails[busiest]
-    parts_s = _attribute(costs[busiest :: layout.pp], micro_batches, total, data_parallel, update)
+    parts_s = _attribute(
+        [costs[stage] for stage in held[busiest]], micro_batches, total, data_parallel, update
+    )
     flops = model_flops_per_token(model, job.seq_len) * job.global_batch * job.seq_len
     peak = half_precision_peak(cluster.gpu)
     return StepEstimate(
@@ -216,11 +228,48 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
         split or Split(tuple(stage.layers for stage in stages)),
         total,
         parts_s,
-        peak_memory(model, job, layout, split),
+        scheduled_memory(model, job, layout, split),
         flops / (total * layout.gpus * peak),
         peak,
         job.global_batch * job.seq_len / (total * layout.gpus),
     )
+
+
+def _pipeline(
+    prices: Prices, layout: Layout, costs: list[StageCost], micro_batches: int
+) -> PipelineResult:
+    """Execute the passes of one step."""
+    kind, hops_s = schedule_name(layout), _hops_s(prices, layout)
+    forward, backward, weight = (
+        np.array([getattr(cost, name).total for cost in costs])
+        for name in ("forward", "backward", "weight")
+    )
+    delay = None
+    if kind == "zb_2p":
+        delay = weight_delay(prices, layout, forward, backward, weight, hops_s)
+    return pipeline_time(
+        kind,
+        layout.pp,
+        layout.vpp,
+        micro_batches,
+        forward,
+        backward,
+        hops_s,
+        prices.job.software.overlap_pipeline,
+        weight_s=weight if kind in SPLIT else None,
+        delay=delay,
+    )
+
+
+def _ends_s(layout: Layout, pipeline: PipelineResult) -> FloatArray:
+    """Return when each rank has ended its passes, ``[pp]``.
+
+    With W passes a rank waits for no other before its optimizer step (post-validation, Qi et al.
+    2024, section 4), so it begins the next step as much later than rank 0 as it began this one.
+    """
+    if layout.schedule in SPLIT:
+        return pipeline.last_backward_end_s - pipeline.first_forward_start_s
+    return pipeline.last_backward_end_s
 
 
 def step_interval(step: StepEstimate, cluster: ClusterSpec) -> tuple[float, float]:
@@ -247,7 +296,8 @@ def _attribute(
     busy = Seconds()
     recompute = 0.0
     for cost in costs:
-        busy = busy.plus(cost.forward, micro_batches).plus(cost.backward, micro_batches)
+        for passes in (cost.forward, cost.backward, cost.weight):
+            busy = busy.plus(passes, micro_batches)
         recompute += micro_batches * cost.recompute.compute
     parts = {
         "compute": busy.compute - recompute,

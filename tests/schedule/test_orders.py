@@ -16,6 +16,7 @@ from planner.schedule.orders import (
     order,
 )
 from planner.schedule.passes import Order, in_flight, kept_moments, kept_peak
+from tests.properties.strategies import quick
 
 
 def written(order: Order, rank: int) -> str:
@@ -236,6 +237,7 @@ def test_schedules_without_chunks_have_groups_of_one() -> None:
     assert checked_group("interleaved_1f1b", 8, 4, 2) == 4
 
 
+@quick
 @given(orders(), st.integers(0, 2**32))
 def test_kept_moments_give_the_peak_whatever_chunks_weigh(made: Order, seed: int) -> None:
     weights = np.random.default_rng(seed).random((made.stages, made.chunks))
