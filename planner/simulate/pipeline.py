@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from planner.schedule.passes import Order, stage_of
 from planner.schedule.zero_bubble import SPLIT
 from planner.simulate.critical_path import end_times
-from planner.simulate.tasks import Shape, shape_of, tasks_of
+from planner.simulate.tasks import Shape, Tasks, shape_of, tasks_of
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -55,6 +55,29 @@ class Times:
             self.send_s[chosen],
             self.weight_s[chosen],
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassTimes:
+    """When each pass of one pipeline runs, for a timeline.
+
+    ``start_s``, ``end_s`` and ``held_s`` (the end of a pass that is spent sending) have the shape
+    ``[stages, passes of a rank]``; ``send_s`` is the transfer behind each virtual stage but the
+    last; ``task_end_s`` ``[tasks]`` and ``lag_s`` ``[edges]`` belong to the graph of ``tasks``.
+    """
+
+    tasks: Tasks
+    start_s: FloatArray
+    end_s: FloatArray
+    held_s: FloatArray
+    send_s: FloatArray
+    task_end_s: FloatArray
+    lag_s: FloatArray
+
+    @property
+    def order(self) -> Order:
+        """The order of the passes."""
+        return self.tasks.order
 
 
 def pipeline_time(
@@ -114,18 +137,44 @@ def pass_times(
 
     Arguments as ``pipeline_time`` without batch; both arrays are ``[stages, passes of a rank]``.
     """
+    made = pipeline_trace(
+        kind, stages, chunks, micro_batches, forward_s, backward_s, send_s, overlap_p2p, group,
+        weight_s, delay,
+    )  # fmt: skip
+    return made.tasks.order, made.start_s, made.end_s
+
+
+def pipeline_trace(
+    kind: str,
+    stages: int,
+    chunks: int,
+    micro_batches: int,
+    forward_s: ArrayLike,
+    backward_s: ArrayLike,
+    send_s: ArrayLike,
+    overlap_p2p: bool,
+    group: int | None = None,
+    weight_s: ArrayLike | None = None,
+    delay: int | None = None,
+) -> PassTimes:
+    """Return when every pass and task of one pipeline runs; arguments as ``pipeline_time``."""
     shape = shape_of(kind, stages, chunks, micro_batches, group, overlap_p2p, delay)
-    _, times = _times(shape, forward_s, backward_s, send_s, weight_s)
-    times = times if overlap_p2p else _with_held_sends(shape, times)
+    _, raw = _times(shape, forward_s, backward_s, send_s, weight_s)
+    times = raw if overlap_p2p else _with_held_sends(shape, raw)
     made = tasks_of(shape)
-    passes, stage = made.order, made.order.virtual_stage()
-    own_s = np.where(passes.backward, times.backward_s[0][stage], times.forward_s[0][stage])
-    own_s = np.where(passes.weight, times.weight_s[0][stage], own_s)
-    end_s = _end_s(shape, times)[0][made.task]
+    order, stage = made.order, made.order.virtual_stage()
+
+    def of_passes(seconds: Times) -> FloatArray:
+        own_s = np.where(order.backward, seconds.backward_s[0][stage], seconds.forward_s[0][stage])
+        return np.asarray(np.where(order.weight, seconds.weight_s[0][stage], own_s))
+
+    own_s, task_end_s = of_passes(times), _end_s(shape, times)[0]
     # the forward pass of a pair ends where its backward pass starts
     pair = np.append(made.task[:, 1:] == made.task[:, :-1], np.zeros((stages, 1), bool), axis=1)
-    end_s = end_s - np.where(pair, np.roll(own_s, -1, axis=1), 0.0)
-    return passes, end_s - own_s, end_s
+    end_s = task_end_s[made.task] - np.where(pair, np.roll(own_s, -1, axis=1), 0.0)
+    lag_s = np.append(times.send_s[0], 0.0)[made.boundary]
+    held_s = own_s - of_passes(raw)
+    return PassTimes(made, end_s - own_s, end_s, held_s, raw.send_s[0], task_end_s, lag_s)
 
 
 def _with_held_sends(shape: Shape, times: Times) -> Times:

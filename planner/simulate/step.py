@@ -1,6 +1,7 @@
 """One training step: stage times through the schedule, then gradients, optimizer and weights."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,11 @@ class StageCost:
     weight: Seconds = NOTHING
 
     @property
+    def seconds(self) -> tuple[float, float, float]:
+        """Seconds of the forward, backward and weight-gradient pass."""
+        return self.forward.total, self.backward.total, self.weight.total
+
+    @property
     def forward_s(self) -> float:
         """Seconds of the forward pass."""
         return self.forward.total
@@ -62,6 +68,41 @@ class StageCost:
     def backward_s(self) -> float:
         """Seconds of the backward pass."""
         return self.backward.total
+
+
+class RankTail(NamedTuple):
+    """Exposed seconds of one rank after its last pass; weights are gathered for the next step."""
+
+    gradients_s: float
+    update_s: float
+    weights_s: float
+
+    @property
+    def total(self) -> float:
+        """Seconds from the last pass to the end of the step."""
+        return self.gradients_s + self.weights_s + self.update_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepCosts:
+    """All seconds of one step before they are put in order.
+
+    ``stages``, ``costs`` are by virtual stage; ``held`` lists those of each rank; ``hops_s`` are
+    the transfers behind all stages but the last; ``tails`` by rank; ``stall_s`` once per step.
+    """
+
+    micro_batches: int
+    stages: tuple[StageLayers, ...]
+    costs: tuple[StageCost, ...]
+    held: list[list[int]]
+    hops_s: FloatArray
+    delay: int | None
+    tails: tuple[RankTail, ...]
+    stall_s: float
+
+    def of_rank(self, rank: int) -> list[StageCost]:
+        """Return the costs of the stages that ``rank`` holds."""
+        return [self.costs[stage] for stage in self.held[rank]]
 
 
 def _left_exposed(communication_s: float, compute_s: float) -> float:
@@ -194,40 +235,64 @@ def schedule_name(layout: Layout) -> str:
     return layout.schedule or ("1f1b" if layout.vpp == 1 else "interleaved_1f1b")
 
 
+def step_costs(prices: Prices, layout: Layout, split: Split | None = None) -> StepCosts:
+    """Return the seconds of every stage, hop and rank that a step is put together from."""
+    job, model = prices.job, prices.model
+    micro_batches, kind = layout.micro_batches(job.global_batch), schedule_name(layout)
+    stages = stage_layers(model, layout.pp * layout.vpp, split)
+    costs = tuple(stage_cost(prices, layout, stage) for stage in stages)
+    held = stage_of(kind, layout.pp, layout.vpp).T.tolist()
+    tails = []
+    for mine in held:
+        layers = together([stages[stage] for stage in mine])
+        local = stage_local(model, layers, layout.tp, layout.ep, layout.etp, job.software)
+        forward_s = sum(costs[stage].forward_s for stage in mine)
+        backward_s = sum(costs[stage].backward_s + costs[stage].weight.total for stage in mine)
+        gradients = _gradient_tail_s(prices, layout, local, backward_s)
+        weights = _weight_gather_s(prices, layout, local, forward_s)
+        update = optimizer_s(local, layout, job.software, prices.cluster)
+        tails.append(RankTail(gradients, update, weights))
+    hops_s, delay = _hops_s(prices, layout), None
+    if kind == "zb_2p":
+        forward, backward, weight = np.array([cost.seconds for cost in costs]).T
+        delay = weight_delay(prices, layout, forward, backward, weight, hops_s)
+    stall_s = slow_node_stall_s(job.software, layout, prices.cluster, micro_batches)
+    return StepCosts(micro_batches, stages, costs, held, hops_s, delay, tuple(tails), stall_s)
+
+
+def pipeline_arguments(prices: Prices, layout: Layout, step: StepCosts) -> dict[str, Any]:
+    """Return what ``pipeline_time`` and ``pass_times`` take for this step."""
+    forward, backward, weight = np.array([cost.seconds for cost in step.costs]).T
+    kind = schedule_name(layout)
+    return {
+        "kind": kind,
+        "stages": layout.pp,
+        "chunks": layout.vpp,
+        "micro_batches": step.micro_batches,
+        "forward_s": forward,
+        "backward_s": backward,
+        "send_s": step.hops_s,
+        "overlap_p2p": prices.job.software.overlap_pipeline,
+        "weight_s": weight if kind in SPLIT else None,
+        "delay": step.delay,
+    }
+
+
 def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) -> StepEstimate:
     """Estimate one optimizer step of ``layout``; ``split`` overrides the layers of each stage."""
-    job, cluster, model = prices.job, prices.cluster, prices.model
-    micro_batches = layout.micro_batches(job.global_batch)
-    stages = stage_layers(model, layout.pp * layout.vpp, split)
-    costs = [stage_cost(prices, layout, stage) for stage in stages]
-    pipeline = _pipeline(prices, layout, costs, micro_batches)
-    held = stage_of(schedule_name(layout), layout.pp, layout.vpp).T.tolist()
-    stall = slow_node_stall_s(job.software, layout, cluster, micro_batches)
-    ends_s, tails = _ends_s(layout, pipeline), []
-    for rank in range(layout.pp):
-        layers = together([stages[stage] for stage in held[rank]])
-        local = stage_local(model, layers, layout.tp, layout.ep, layout.etp, job.software)
-        mine = [costs[stage] for stage in held[rank]]
-        gradient = _gradient_tail_s(
-            prices, layout, local, sum(c.backward_s + c.weight.total for c in mine)
-        )
-        weights = _weight_gather_s(prices, layout, local, sum(c.forward_s for c in mine))
-        update = optimizer_s(local, layout, job.software, cluster)
-        end = float(ends_s[rank]) + stall
-        tails.append((end + gradient + weights + update, gradient + weights, update))
-    total = max(tail[0] for tail in tails)
+    job, model = prices.job, prices.model
+    step = step_costs(prices, layout, split)
+    pipeline = pipeline_time(**pipeline_arguments(prices, layout, step))
+    ends = ends_s(layout, pipeline) + step.stall_s
+    total = max(float(end) + tail.total for end, tail in zip(ends, step.tails, strict=True))
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
-    _, data_parallel, update = tails[busiest]
-    parts_s = _attribute(
-        [costs[stage] for stage in held[busiest]], micro_batches, total, data_parallel, update
-    )
     flops = model_flops_per_token(model, job.seq_len) * job.global_batch * job.seq_len
-    peak = half_precision_peak(cluster.gpu)
+    peak = half_precision_peak(prices.cluster.gpu)
     return StepEstimate(
         layout,
-        split or Split(tuple(stage.layers for stage in stages)),
+        split or Split(tuple(stage.layers for stage in step.stages)),
         total,
-        parts_s,
+        _attribute(step, busiest, total),
         scheduled_memory(model, job, layout, split),
         flops / (total * layout.gpus * peak),
         peak,
@@ -235,33 +300,7 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     )
 
 
-def _pipeline(
-    prices: Prices, layout: Layout, costs: list[StageCost], micro_batches: int
-) -> PipelineResult:
-    """Execute the passes of one step."""
-    kind, hops_s = schedule_name(layout), _hops_s(prices, layout)
-    forward, backward, weight = (
-        np.array([getattr(cost, name).total for cost in costs])
-        for name in ("forward", "backward", "weight")
-    )
-    delay = None
-    if kind == "zb_2p":
-        delay = weight_delay(prices, layout, forward, backward, weight, hops_s)
-    return pipeline_time(
-        kind,
-        layout.pp,
-        layout.vpp,
-        micro_batches,
-        forward,
-        backward,
-        hops_s,
-        prices.job.software.overlap_pipeline,
-        weight_s=weight if kind in SPLIT else None,
-        delay=delay,
-    )
-
-
-def _ends_s(layout: Layout, pipeline: PipelineResult) -> FloatArray:
+def ends_s(layout: Layout, pipeline: PipelineResult) -> FloatArray:
     """Return when each rank has ended its passes, ``[pp]``.
 
     With W passes a rank waits for no other before its optimizer step (post-validation, Qi et al.
@@ -289,16 +328,15 @@ def step_interval(step: StepEstimate, cluster: ClusterSpec) -> tuple[float, floa
     return low * step.step_time_s, high * step.step_time_s
 
 
-def _attribute(
-    costs: list[StageCost], micro_batches: int, total: float, data_parallel: float, update: float
-) -> dict[str, float]:
-    """Split the step on the busiest rank; what is left is waiting for other stages."""
+def _attribute(step: StepCosts, rank: int, total: float) -> dict[str, float]:
+    """Split the step on one rank; what is left is waiting for other stages."""
     busy = Seconds()
     recompute = 0.0
-    for cost in costs:
+    for cost in step.of_rank(rank):
         for passes in (cost.forward, cost.backward, cost.weight):
-            busy = busy.plus(passes, micro_batches)
-        recompute += micro_batches * cost.recompute.compute
+            busy = busy.plus(passes, step.micro_batches)
+        recompute += step.micro_batches * cost.recompute.compute
+    tail = step.tails[rank]
     parts = {
         "compute": busy.compute - recompute,
         "recompute": recompute,
@@ -306,8 +344,8 @@ def _attribute(
         "context_parallel": busy.cp,
         "expert_parallel": busy.ep,
         "host": busy.host,
-        "data_parallel": busy.dp + data_parallel,
-        "optimizer": update,
+        "data_parallel": busy.dp + tail.gradients_s + tail.weights_s,
+        "optimizer": tail.update_s,
     }
     parts["pipeline"] = total - sum(parts.values())
     return parts
