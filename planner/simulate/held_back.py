@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.layout.local import stage_local
-from planner.layout.stages import Split, StageLayers
+from planner.layout.stages import Split, StageLayers, rank_layers
 from planner.memory.activations import layer_bytes
-from planner.memory.estimate import RankMemory, job_shape, moments, peak_memory, rank_memory
+from planner.memory.estimate import RankMemory, peak_memory, rank_memory, rank_timeline
+from planner.memory.moments import job_shape, kept_bytes, moments
 from planner.memory.states import state_bytes
 from planner.model.operations import ACTIVATION_BYTES, Gemm
 from planner.schedule.in_flight import peak_chunk_passes
@@ -75,24 +76,30 @@ def scheduled_rank(
     The first rank of a V holds the output matrix too; it is counted in full there, although tied
     embeddings share it.
     """
-    memory = rank_memory(model, job, layout, rank, split)
     if not layout.schedule:
-        return memory
+        return rank_memory(model, job, layout, rank, split)
     count = layout.micro_batches(job.global_batch)
     usual, passes = (
         peak_chunk_passes(layout.pp, layout.vpp, count, rank, schedule=schedule)
         for schedule in ("", layout.schedule)
     )
-    memory = replace(memory, activations=memory.activations * passes / usual)
+    mine = rank_layers(model, layout.pp, layout.vpp, rank, split)
+    more = (passes - usual) * kept_bytes(model, job, layout, mine).total
+    timeline = [
+        replace(memory, activations=memory.activations + more) if memory.activations else memory
+        for memory in rank_timeline(model, job, layout, rank, split)
+    ]
+    memory = max(timeline, key=lambda moment: moment.allocated)
     if layout.schedule not in V_SHAPED or rank > 0 or layout.pp == 1:
         return memory
     head = StageLayers(0, 0, head=True)
     local = stage_local(model, head, layout.tp, layout.ep, layout.etp, job.software)
     states = state_bytes(local, layout, job.software)
+    loss = max(moment.working for moment in moments(model, job, layout, head, rank))
     return replace(
         memory,
         weights=memory.weights + states.weights,
         gradients=memory.gradients + states.gradients,
         optimizer=memory.optimizer + states.optimizer,
-        working=max(memory.working, *moments(model, job, layout, head).values()),
+        working=max(memory.working, loss),
     )
