@@ -30,7 +30,7 @@ def simulate(
     from planner.plan import Plan
     from planner.report.simulated import simulated_json, simulated_report
     from planner.report.trace import trace_bytes
-    from planner.simulate.step import schedule_name
+    from planner.schedule.kinds import schedule_name
     from planner.simulate.timeline import step_timeline
     from planner.spec.files import load
 

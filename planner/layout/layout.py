@@ -43,7 +43,7 @@ class Shard:
 class Layout:
     """Degrees of parallelism. ``gpus = tp * cp * dp * pp = etp * ep * edp * pp``.
 
-    ``schedule`` names the pipeline's (``schedule.orders.SCHEDULES``); empty is 1F1B, interleaved
+    ``schedule`` names the pipeline's (``schedule.kinds.SCHEDULES``); empty is 1F1B, interleaved
     where ``vpp > 1``.
     """
 

@@ -8,12 +8,11 @@ from rich.text import Text
 
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
-from planner.memory.estimate import RankMemory
+from planner.memory.estimate import RankMemory, rank_memory
 from planner.memory.interval import Verdict, memory_interval, verdict
 from planner.report.layout import column_table, section
 from planner.report.words import gib, percent, seconds
 from planner.search.changes import SingleChange
-from planner.simulate.held_back import scheduled_rank
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
@@ -56,7 +55,7 @@ def checked(
     capacity = cluster.gpu.memory_bytes
     if problems:
         return Checked(layout.label(), tuple(problems), (), capacity, Verdict.DOES_NOT_FIT)
-    ranks = tuple(scheduled_rank(model, job, layout, rank, split) for rank in range(layout.pp))
+    ranks = tuple(rank_memory(model, job, layout, rank, split) for rank in range(layout.pp))
     fullest = max(ranks, key=lambda rank: rank.device)
     return Checked(layout.label(), (), ranks, capacity, verdict(fullest, capacity))
 

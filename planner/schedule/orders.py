@@ -13,10 +13,11 @@ from functools import lru_cache
 import numpy as np
 
 from planner.errors import LayoutError
-from planner.schedule.passes import IntArray, Order
-from planner.schedule.zero_bubble import SPLIT, V_SHAPED, v_shaped, with_weight_passes
-
-SCHEDULES = ("1f1b", "interleaved_1f1b", "gpipe", *SPLIT)
+from planner.schedule.dual_pipe import dual_pipe
+from planner.schedule.kinds import CROSSED, SPLIT, IntArray, V, kind_of, stage_of
+from planner.schedule.passes import Order
+from planner.schedule.v_shaped import v_shaped
+from planner.schedule.zero_bubble import with_weight_passes
 
 
 def one_f_one_b(stages: int, micro_batches: int) -> Order:
@@ -53,7 +54,9 @@ def order(
     (``zero_bubble``); other schedules have their own.
     """
     group = checked_group(kind, stages, micro_batches, chunks, group)
-    if kind in V_SHAPED:
+    if kind.startswith("dualpipe"):
+        return dual_pipe(kind, stages, micro_batches)
+    if kind_of(kind).placement == V:
         return v_shaped(kind, stages, micro_batches)
     after = np.arange(stages)[::-1]
     warm_up = {
@@ -113,18 +116,22 @@ def legal_group(stages: int, micro_batches: int) -> int:
 
 
 def _shape_problem(kind: str, stages: int, micro_batches: int, chunks: int) -> str | None:
-    if kind not in SCHEDULES:
-        return f"{kind!r} is not a schedule; use one of {', '.join(SCHEDULES)}"
+    has = kind_of(kind).chunks
     if min(stages, micro_batches, chunks) < 1:
         return (
             f"stages={stages}, micro_batches={micro_batches} and chunks={chunks} must be 1 or more"
         )
-    if kind in V_SHAPED and chunks != 2:
-        return f"{kind} has two chunks per rank, not {chunks}; use chunks=2"
-    if chunks > 1 and kind not in ("interleaved_1f1b", *V_SHAPED):
-        return f"{kind} has one chunk per rank, not {chunks}; use interleaved_1f1b"
-    if chunks > 1 and stages == 1 and kind not in V_SHAPED:
+    if has and chunks != has:
+        held = "one chunk" if has == 1 else f"{has} chunks"
+        other = "interleaved_1f1b" if has == 1 else f"chunks={has}"
+        return f"{kind} has {held} per rank, not {chunks}; use {other}"
+    if not has and chunks > 1 and stages == 1:
         return f"one stage cannot be interleaved into {chunks} chunks; use chunks=1"
+    if kind_of(kind).placement == CROSSED and (stages % 2 or micro_batches % 2):
+        return (
+            f"{kind} needs an even number of stages and of micro-batches, not {stages} and "
+            f"{micro_batches}; half of either run in each direction"
+        )
     return None
 
 
@@ -147,6 +154,7 @@ def _merge(kind: str, micro_batches: int, chunks: int, group: int, warm_up: IntA
     return Order(
         kind, stages, chunks, micro_batches, group,
         backward, np.zeros_like(backward), batches, chunk_of, warm_up,
+        np.zeros_like(backward), stage_of(kind, stages, chunks),
     )  # fmt: skip
 
 

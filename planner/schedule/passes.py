@@ -1,7 +1,8 @@
 """What each pipeline rank runs, in order, and what it keeps meanwhile: no times, no bytes.
 
 A pass is forward (F), backward (B) or weight gradient (W). Where a schedule has W passes, B is the
-input gradient alone; elsewhere B is the whole backward pass.
+input gradient alone; elsewhere B is the whole backward pass. Passes that run as one task are
+joined: a whole backward pass among split ones (B and W), a forward pass beside a backward pass.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.schedule.kinds import KINDS
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
-V_SHAPED = ("zb_v",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,8 +21,11 @@ class Order:
     """Passes of every rank in the order in which the rank runs them.
 
     ``backward``, ``weight``, ``micro_batch`` and ``chunk`` have the shape ``[stages, passes of a
-    rank]``, which is two or, with W, three for each chunk and micro-batch; ``warm_up`` holds the
-    forward passes before the first backward pass of each rank.
+    rank]``, which is two or, with W, three for each chunk and micro-batch, and so has ``joined``,
+    true where a pass belongs to the task of the pass before it. ``warm_up`` holds the forward
+    passes before the first backward pass of each rank, ``stage`` the virtual stage of each chunk of
+    each rank, ``[chunks, stages]``. ``micro_batches`` run through every chunk: half of the step's
+    where two pipelines cross.
     """
 
     kind: str
@@ -33,10 +38,13 @@ class Order:
     micro_batch: IntArray
     chunk: IntArray
     warm_up: IntArray
+    joined: NDArray[np.bool_]
+    stage: IntArray
 
     def __post_init__(self) -> None:
         """Make the arrays read-only: orders are shared."""
-        for array in (self.backward, self.weight, self.micro_batch, self.chunk, self.warm_up):
+        arrays = (self.backward, self.weight, self.micro_batch, self.chunk, self.warm_up)
+        for array in (*arrays, self.joined, self.stage):
             array.flags.writeable = False
 
     @property
@@ -62,24 +70,24 @@ class Order:
     def virtual_stage(self) -> IntArray:
         """Return the virtual stage of each pass, shape as ``chunk``."""
         ranks = np.arange(self.stages)[:, None]
-        return np.asarray(stage_of(self.kind, self.stages, self.chunks)[self.chunk, ranks])
+        return np.asarray(self.stage[self.chunk, ranks])
 
+    def transfers(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Return sending pass, receiving pass and the virtual stage in front of each boundary.
 
-def stage_of(kind: str, stages: int, chunks: int) -> IntArray:
-    """Return the virtual stage that each chunk of each rank holds, ``[chunks, stages]``.
-
-    ``chunk * stages + rank``; a V-shaped schedule walks back, so that its first rank holds the
-    first and the last stage (Qi et al. 2024, arXiv 2405.15362).
-    """
-    table = np.arange(chunks * stages).reshape(chunks, stages)
-    if kind in V_SHAPED:
-        table[1::2] = table[1::2, ::-1]
-    return table
-
-
-def rank_of(kind: str, stages: int, chunks: int) -> IntArray:
-    """Return the rank that holds each virtual stage, ``[chunks * stages]``."""
-    return np.argsort(stage_of(kind, stages, chunks), axis=None) % stages
+        Passes are counted over all ranks, ``rank * length + place``; forward transfers come first.
+        The last stage of a pipeline hands on to none.
+        """
+        stage, count = self.virtual_stage(), self.stages * self.chunks
+        number = np.arange(self.stages * self.length).reshape(self.stages, self.length)
+        pipelines = KINDS[self.kind].pipelines if self.kind in KINDS else 1
+        here = np.delete(np.arange(count), np.arange(1, pipelines + 1) * (count // pipelines) - 1)
+        of_forward, of_backward = np.empty((2, count, self.micro_batches), dtype=np.int64)
+        for table, chosen in ((of_forward, self.forward), (of_backward, self.backward)):
+            table[stage[chosen], self.micro_batch[chosen]] = number[chosen]
+        sender = np.concatenate([of_forward[here], of_backward[here + 1]]).ravel()
+        receiver = np.concatenate([of_forward[here + 1], of_backward[here]]).ravel()
+        return sender, receiver, np.tile(here.repeat(self.micro_batches), 2)
 
 
 def kept_peak(order: Order, pass_bytes: FloatArray) -> FloatArray:

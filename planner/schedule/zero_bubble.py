@@ -5,24 +5,16 @@ Qi et al. 2024 (Zero Bubble Pipeline Parallelism, ICLR, arXiv 2401.10241). ``zb_
 long; the last rank holds back ``p - 1`` or ``2 (p - 1)`` weight gradients, the others their share.
 On balanced stages that leaves a bubble of ``(p - 1) (F + B - W)`` and ``(p - 1) (F + B - 2 W)``.
 ``zb_2p`` is ``zb_h2`` with as much held back as the times ask for: with ``(p - 1) (F + B) / W`` no
-bubble is left. ``zb_v`` (section 6) walks down the ranks with its first chunk and back with its
-second: no bubble where F, B and W are equal, with the memory of 1F1B.
+bubble is left.
 
 A bubble is counted from a rank's first pass to its last: ranks begin a step one after the other
 and end it so, which holds while the optimizer waits for nobody (post-validation, section 4).
 """
 
-from collections import Counter
-from collections.abc import Iterator
-
 import numpy as np
 
-from planner.schedule.passes import V_SHAPED, IntArray, Order
-
-SPLIT = ("zb_h1", "zb_h2", "zb_2p", "zb_v")
-__all__ = ["SPLIT", "V_SHAPED", "v_shaped", "with_weight_passes"]
-FORWARD, BACKWARD, WEIGHT = 0, 1, 2
-Pass = tuple[int, int, int]  # F, B or W; micro-batch; chunk
+from planner.schedule.kinds import IntArray
+from planner.schedule.passes import Order
 
 
 def held_back(kind: str, stages: int, delay: int | None = None) -> IntArray:
@@ -58,52 +50,6 @@ def with_weight_passes(order: Order, delay: int | None = None) -> Order:
         np.take_along_axis(batches, by_place, axis=1),
         np.zeros((stages, 3 * count), dtype=np.int64),
         order.warm_up,
+        np.zeros((stages, 3 * count), dtype=bool),
+        order.stage,
     )  # fmt: skip
-
-
-def v_shaped(kind: str, stages: int, micro_batches: int) -> Order:
-    """Return ``zb_v``, made for ``2 p - 1`` micro-batches or more; of fewer, some are left out.
-
-    Laws checked by tests: executable, no bubble for equal F, B, W, at most ``2 p`` chunk passes
-    kept on each rank.
-    """
-    planned = max(micro_batches, 2 * stages - 1)
-    ranks = [
-        [made for made in _v_passes(rank, stages, planned) if made[1] < micro_batches]
-        for rank in range(stages)
-    ]
-    table = np.array(ranks, dtype=np.int64)
-    what, batches, chunks = (np.ascontiguousarray(table[..., column]) for column in range(3))
-    warm_up = (what == BACKWARD).argmax(axis=1)
-    return Order(
-        kind,
-        stages,
-        2,
-        micro_batches,
-        1,
-        what == BACKWARD,
-        what == WEIGHT,
-        batches,
-        chunks,
-        warm_up,
-    )
-
-
-def _v_passes(rank: int, stages: int, micro_batches: int) -> Iterator[Pass]:
-    """Yield the passes of one rank, each micro-batch of a chunk in turn."""
-    done: Counter[tuple[int, int]] = Counter()
-    for what, chunk in _v_pattern(rank, stages, micro_batches):
-        yield what, done[what, chunk], chunk
-        done[what, chunk] += 1
-
-
-def _v_pattern(rank: int, stages: int, micro_batches: int) -> list[tuple[int, int]]:
-    """Return (what, chunk): warm-up, steady state, B alone, B and W, W alone."""
-    after = stages - rank
-    first, second = ([(what, chunk) for what in (FORWARD, BACKWARD, WEIGHT)] for chunk in (0, 1))
-    started, returned = 2 * after - 1 + rank, stages  # forward passes of either chunk so far
-    warm_up = first[:1] * (2 * after - 1) + [second[0], first[0]] * rank + second * after
-    steady = [*first, *second] * (micro_batches - started)
-    steady += [*first[1:], *second] * (started - returned)
-    ends = [first[1], second[1]] * rank + first[1:] * after
-    return warm_up + steady + ends + second[2:] * rank + first[2:] * rank

@@ -17,11 +17,12 @@ from planner.memory.estimate import (
 from planner.memory.moments import job_shape, moments
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes
+from planner.schedule.kinds import schedule_name
 from planner.schedule.orders import order
 from planner.schedule.passes import kept_moments
 from planner.search.partition import FloatArray, Partition, PartitionProblem, partition
 from planner.search.targets import Target
-from planner.simulate.step import StepEstimate, estimate_step, schedule_name
+from planner.simulate.step import StepEstimate, estimate_step
 
 
 def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> PartitionProblem:

@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from planner.schedule.passes import Order, stage_of
-from planner.schedule.zero_bubble import SPLIT
+from planner.schedule.kinds import SPLIT, kind_of, stage_of
+from planner.schedule.passes import Order
 from planner.simulate.critical_path import end_times
 from planner.simulate.tasks import Shape, Tasks, shape_of, tasks_of
 
@@ -111,7 +111,7 @@ def pipeline_time(
     first_forward, first_backward, last_backward = _execute(shape, run)
     of_rank = stage_of(kind, stages, chunks)
     compute = (times.forward_s + times.backward_s + times.weight_s)[:, of_rank]
-    busy = micro_batches * compute.sum(axis=1)
+    busy = micro_batches // kind_of(kind).pipelines * compute.sum(axis=1)
     total = last_backward.max(axis=1)
     idle = total[:, None] - busy
     by_rank = (busy, idle, first_forward, first_backward, last_backward)
@@ -169,9 +169,12 @@ def pipeline_trace(
         return np.asarray(np.where(order.weight, seconds.weight_s[0][stage], own_s))
 
     own_s, task_end_s = of_passes(times), _end_s(shape, times)[0]
-    # the forward pass of a pair ends where its backward pass starts
-    pair = np.append(made.task[:, 1:] == made.task[:, :-1], np.zeros((stages, 1), bool), axis=1)
-    end_s = task_end_s[made.task] - np.where(pair, np.roll(own_s, -1, axis=1), 0.0)
+    end_s = task_end_s[made.task]
+    # passes of one task run one after the other, the last one up to its end
+    for place in range(order.length - 2, -1, -1):
+        joined = made.task[:, place] == made.task[:, place + 1]
+        start_s = end_s[:, place + 1] - own_s[:, place + 1]
+        end_s[:, place] = np.where(joined, start_s, end_s[:, place])
     lag_s = np.append(times.send_s[0], 0.0)[made.boundary]
     held_s = own_s - of_passes(raw)
     return PassTimes(made, end_s - own_s, end_s, held_s, raw.send_s[0], task_end_s, lag_s)
@@ -338,10 +341,14 @@ def _measures(shape: Shape, times: Times, end_s: FloatArray) -> FloatArray:
     ranks = np.arange(shape.stages)
     first_backward = made.task[ranks, made.order.backward.argmax(axis=1)]
     first_forward = made.task[:, 0]
-    # a task may be a pair: its forward pass is at the start, its backward pass at the end
-    pair_s = np.where(
-        made.backward[first_forward] >= 0, times.backward_s[:, made.backward[first_forward]], 0.0
+    none = np.zeros((len(times.forward_s), 1))  # what index -1 stands for
+    forward, backward, weight = (
+        np.concatenate([seconds, none], axis=1)
+        for seconds in (times.forward_s, times.backward_s, times.weight_s)
     )
-    forward_start = end_s[:, first_forward] - pair_s - times.forward_s[:, ranks]
-    backward_start = end_s[:, first_backward] - times.backward_s[:, made.backward[first_backward]]
+    # a task may hold several passes: F comes first, then B, then W
+    rest = backward[:, made.backward[first_forward]] + weight[:, made.weight[first_forward]]
+    forward_start = end_s[:, first_forward] - rest - forward[:, made.forward[first_forward]]
+    rest = backward[:, made.backward[first_backward]] + weight[:, made.weight[first_backward]]
+    backward_start = end_s[:, first_backward] - rest
     return np.stack([forward_start, backward_start, end_s[:, made.task[:, -1]]])

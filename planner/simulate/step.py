@@ -1,6 +1,6 @@
 """One training step: stage times through the schedule, then gradients, optimizer and weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +14,11 @@ from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
 from planner.layout.layout import Layout, Recompute
 from planner.layout.local import LocalParameters, stage_local
 from planner.layout.stages import Split, StageLayers, stage_layers, together
-from planner.memory.estimate import RankMemory
+from planner.memory.estimate import RankMemory, peak_memory
 from planner.memory.states import WEIGHT_BYTES
 from planner.model.flops import model_flops_per_token
-from planner.schedule.passes import rank_of, stage_of
-from planner.schedule.zero_bubble import SPLIT
-from planner.simulate.held_back import scheduled_memory, weight_delay
+from planner.schedule.kinds import SPLIT, chunks_of, kind_of, rank_of, schedule_name, stage_of
+from planner.simulate.held_back import weight_delay
 from planner.simulate.pipeline import PipelineResult, pipeline_time
 from planner.spec.cluster import ClusterSpec
 
@@ -87,8 +86,9 @@ class RankTail(NamedTuple):
 class StepCosts:
     """All seconds of one step before they are put in order.
 
-    ``stages``, ``costs`` are by virtual stage; ``held`` lists those of each rank; ``hops_s`` are
-    the transfers behind all stages but the last; ``tails`` by rank; ``stall_s`` once per step.
+    ``micro_batches`` run through each chunk; ``stages``, ``costs`` are by virtual stage; ``held``
+    lists those of each rank; ``hops_s`` are the transfers behind all stages but the last; ``tails``
+    by rank; ``stall_s`` once per step.
     """
 
     micro_batches: int
@@ -187,7 +187,7 @@ def _hops_s(prices: Prices, layout: Layout) -> FloatArray:
     """
     size, domain = layout.tp * layout.cp * layout.dp, prices.cluster.domain_gpus
     hops = {crosses: _hop_s(prices, layout, domain if crosses else 1) for crosses in (False, True)}
-    ranks = rank_of(schedule_name(layout), layout.pp, layout.vpp)
+    ranks = rank_of(schedule_name(layout), layout.pp, chunks_of(layout))
     slots = size * ranks
     first = slots // domain
     last = (slots + size - 1) // domain
@@ -230,25 +230,22 @@ def _weight_gather_s(
     return one + _left_exposed(total - one, first_s)
 
 
-def schedule_name(layout: Layout) -> str:
-    """Return the pipeline schedule of a layout."""
-    return layout.schedule or ("1f1b" if layout.vpp == 1 else "interleaved_1f1b")
-
-
 def step_costs(prices: Prices, layout: Layout, split: Split | None = None) -> StepCosts:
     """Return the seconds of every stage, hop and rank that a step is put together from."""
     job, model = prices.job, prices.model
     micro_batches, kind = layout.micro_batches(job.global_batch), schedule_name(layout)
-    stages = stage_layers(model, layout.pp * layout.vpp, split)
+    pipelines = kind_of(kind).pipelines
+    stages = stage_layers(model, layout.pp * layout.vpp, split) * pipelines
     costs = tuple(stage_cost(prices, layout, stage) for stage in stages)
-    held = stage_of(kind, layout.pp, layout.vpp).T.tolist()
+    held = stage_of(kind, layout.pp, chunks_of(layout)).T.tolist()
+    copies = replace(layout, dp=layout.dp * pipelines)  # pipelines have their own copy of a stage
     tails = []
     for mine in held:
         layers = together([stages[stage] for stage in mine])
         local = stage_local(model, layers, layout.tp, layout.ep, layout.etp, job.software)
         forward_s = sum(costs[stage].forward_s for stage in mine)
         backward_s = sum(costs[stage].backward_s + costs[stage].weight.total for stage in mine)
-        gradients = _gradient_tail_s(prices, layout, local, backward_s)
+        gradients = _gradient_tail_s(prices, copies, local, backward_s)
         weights = _weight_gather_s(prices, layout, local, forward_s)
         update = optimizer_s(local, layout, job.software, prices.cluster)
         tails.append(RankTail(gradients, update, weights))
@@ -257,7 +254,9 @@ def step_costs(prices: Prices, layout: Layout, split: Split | None = None) -> St
         forward, backward, weight = np.array([cost.seconds for cost in costs]).T
         delay = weight_delay(prices, layout, forward, backward, weight, hops_s)
     stall_s = slow_node_stall_s(job.software, layout, prices.cluster, micro_batches)
-    return StepCosts(micro_batches, stages, costs, held, hops_s, delay, tuple(tails), stall_s)
+    return StepCosts(
+        micro_batches // pipelines, stages, costs, held, hops_s, delay, tuple(tails), stall_s
+    )
 
 
 def pipeline_arguments(prices: Prices, layout: Layout, step: StepCosts) -> dict[str, Any]:
@@ -267,8 +266,8 @@ def pipeline_arguments(prices: Prices, layout: Layout, step: StepCosts) -> dict[
     return {
         "kind": kind,
         "stages": layout.pp,
-        "chunks": layout.vpp,
-        "micro_batches": step.micro_batches,
+        "chunks": chunks_of(layout),
+        "micro_batches": layout.micro_batches(prices.job.global_batch),
         "forward_s": forward,
         "backward_s": backward,
         "send_s": step.hops_s,
@@ -290,10 +289,10 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     peak = half_precision_peak(prices.cluster.gpu)
     return StepEstimate(
         layout,
-        split or Split(tuple(stage.layers for stage in step.stages)),
+        split or Split(tuple(s.layers for s in step.stages[: layout.pp * layout.vpp])),
         total,
         _attribute(step, busiest, total),
-        scheduled_memory(model, job, layout, split),
+        peak_memory(model, job, layout, split),
         flops / (total * layout.gpus * peak),
         peak,
         job.global_batch * job.seq_len / (total * layout.gpus),
@@ -303,10 +302,11 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
 def ends_s(layout: Layout, pipeline: PipelineResult) -> FloatArray:
     """Return when each rank has ended its passes, ``[pp]``.
 
-    With W passes a rank waits for no other before its optimizer step (post-validation, Qi et al.
-    2024, section 4), so it begins the next step as much later than rank 0 as it began this one.
+    In zero-bubble schedules a rank waits for no other before its optimizer step (post-validation,
+    Qi et al. 2024, section 4), so it begins the next step as much later than rank 0 as it began
+    this one.
     """
-    if layout.schedule in SPLIT:
+    if kind_of(schedule_name(layout)).own_pace:
         return pipeline.last_backward_end_s - pipeline.first_forward_start_s
     return pipeline.last_backward_end_s
 

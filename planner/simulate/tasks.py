@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.schedule.kinds import SPLIT
 from planner.schedule.orders import checked_group, order
 from planner.schedule.passes import IntArray, Order
-from planner.schedule.zero_bubble import SPLIT
 from planner.simulate.critical_path import Topology, topology
 
 
@@ -100,7 +100,7 @@ def _slots(passes: Order, overlap_p2p: bool) -> IntArray:
     Without overlap Megatron's interleaved schedule exchanges once after each forward and backward
     pair of the steady state (``send_forward_backward_recv_forward_backward``): one task.
     """
-    place = np.arange(passes.length) + np.zeros((passes.stages, 1), dtype=np.int64)
+    place = np.cumsum(~passes.joined, axis=1) - 1
     if overlap_p2p or passes.kind != "interleaved_1f1b":
         return place
     warm = passes.warm_up[:, None]
@@ -115,7 +115,8 @@ def _edges(
     """Return tail and head task and boundary (-1 for none) of every edge."""
     later = np.flatnonzero(~first)
     edges = [(later - 1, later, np.full(len(later), -1))]
-    sender, receiver, boundary = _transfers(passes, task)
+    sent, received, boundary = passes.transfers()
+    sender, receiver = task.ravel()[sent], task.ravel()[received]
     edges.append((sender, receiver, boundary))
     if not overlap_p2p:
         # a rendezvous: both sides reach it (sender, ready), both leave it (receiver, go_on)
@@ -145,15 +146,3 @@ def _early_receives(passes: Order) -> IntArray:
     size = np.where(micro_batch < full, passes.group, passes.micro_batches - full)
     early = np.where(wraps, np.maximum(size - passes.stages, 0), 0).ravel()
     return np.concatenate([early, early])
-
-
-def _transfers(passes: Order, task: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Return sending task, receiving task and boundary of each transfer between stages."""
-    virtual_stage, last = passes.virtual_stage(), passes.stages * passes.chunks - 1
-    of_forward, of_backward = np.empty((2, last + 1, passes.micro_batches), dtype=np.int64)
-    for table, chosen in ((of_forward, passes.forward), (of_backward, passes.backward)):
-        table[virtual_stage[chosen], passes.micro_batch[chosen]] = task[chosen]
-    boundary = np.arange(last).repeat(passes.micro_batches)
-    sender = np.concatenate([of_forward[:-1].ravel(), of_backward[1:].ravel()])
-    receiver = np.concatenate([of_forward[1:].ravel(), of_backward[:-1].ravel()])
-    return sender, receiver, np.concatenate([boundary, boundary])

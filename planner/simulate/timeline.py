@@ -12,8 +12,8 @@ import numpy as np
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
-from planner.schedule.passes import FloatArray, Order
-from planner.schedule.zero_bubble import SPLIT
+from planner.schedule.kinds import kind_of, schedule_name
+from planner.schedule.passes import FloatArray
 from planner.simulate.critical_path import critical_path, topology
 from planner.simulate.pipeline import PassTimes, pipeline_trace
 from planner.simulate.step import StepCosts, pipeline_arguments, step_costs
@@ -71,7 +71,8 @@ def step_timeline(prices: Prices, layout: Layout, split: Split | None = None) ->
     step = step_costs(prices, layout, split)
     times = pipeline_trace(**pipeline_arguments(prices, layout, step))
     # ranks that wait for nobody count their step from their own first pass
-    first_s = times.start_s[:, 0] if layout.schedule in SPLIT else np.zeros(layout.pp)
+    own_pace = kind_of(schedule_name(layout)).own_pace
+    first_s = times.start_s[:, 0] if own_pace else np.zeros(layout.pp)
     ends_s = times.end_s[:, -1] + step.stall_s + [tail.total for tail in step.tails]
     critical = int(np.argmax(ends_s - first_s))
     total = float(ends_s[critical] - first_s[critical])
@@ -114,7 +115,7 @@ def _sends(prices: Prices, times: PassTimes) -> list[Slice]:
     )
     batches, chunks = order.micro_batch.ravel().tolist(), order.chunk.ravel().tolist()
     found = []
-    for sender, receiver, boundary in _transfers(order):
+    for sender, receiver, boundary in zip(*map(np.ndarray.tolist, order.transfers()), strict=True):
         lag = float(times.send_s[boundary])
         if not lag:
             continue
@@ -127,20 +128,6 @@ def _sends(prices: Prices, times: PassTimes) -> list[Slice]:
         found.append(
             Slice(rank, PIPELINE, name, "send", start, start + lag, batches[sender], chunks[sender])
         )
-    return found
-
-
-def _transfers(order: Order) -> list[tuple[int, int, int]]:
-    """Return sending and receiving pass, counted over all ranks, and the stage sent from."""
-    stage, last = order.virtual_stage(), order.stages * order.chunks - 1
-    number = np.arange(order.stages * order.length).reshape(order.stages, order.length)
-    found: list[tuple[int, int, int]] = []
-    for chosen, back in ((order.forward, False), (order.backward, True)):
-        table = np.empty((last + 1, order.micro_batches), dtype=np.int64)
-        table[stage[chosen], order.micro_batch[chosen]] = number[chosen]
-        here, there = (table[1:], table[:-1]) if back else (table[:-1], table[1:])
-        boundary = np.arange(last).repeat(order.micro_batches)
-        found += zip(here.ravel().tolist(), there.ravel().tolist(), boundary.tolist(), strict=True)
     return found
 
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from planner.cost.layer import Prices
 from planner.errors import PlannerError
-from planner.simulate.held_back import scheduled_rank
+from planner.memory.estimate import rank_memory
 from planner.simulate.step import StepEstimate, estimate_step, step_interval
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
@@ -36,7 +36,7 @@ def printed_memory_bytes(case: Case, step: StepEstimate) -> float:
     """Return the counter that a source printed, allocated, reserved or device, of its rank."""
     memory = step.memory
     if case.memory_rank is not None:
-        memory = scheduled_rank(case.model, case.job, case.layout, case.memory_rank, case.split)
+        memory = rank_memory(case.model, case.job, case.layout, case.memory_rank, case.split)
     return {
         "allocated": memory.allocated,
         "reserved": memory.reserved,

@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 
 from planner.errors import LayoutError
 from planner.schedule.in_flight import peak_chunk_passes
+from planner.schedule.kinds import CROSSED, KINDS, SPLIT, rank_of, stage_of
 from planner.schedule.orders import order
-from planner.schedule.passes import Order, in_flight, rank_of, stage_of
-from planner.schedule.zero_bubble import SPLIT, held_back
+from planner.schedule.passes import Order, in_flight
+from planner.schedule.zero_bubble import held_back
 from planner.simulate.pipeline import pipeline_time
 from tests.properties.strategies import quick
 
 
 def chunks_of(kind: str) -> int:
-    return 2 if kind == "zb_v" else 1
+    return KINDS[kind].chunks
 
 
 def made(kind: str, stages: int, micro_batches: int, delay: int | None = None) -> Order:
@@ -110,9 +111,11 @@ def test_holding_back_more_hides_what_h2_leaves() -> None:
 
 @st.composite
 def split_orders(draw: st.DrawFn) -> Order:
-    kind, stages = draw(st.sampled_from(SPLIT)), draw(st.integers(1, 7))
+    kind = draw(st.sampled_from(SPLIT))
+    even = 2 if KINDS[kind].placement == CROSSED else 1
+    stages, micro_batches = even * draw(st.integers(1, 7)), even * draw(st.integers(1, 24))
     delay = draw(st.integers(0, 30)) if kind == "zb_2p" else None
-    return made(kind, stages, draw(st.integers(1, 24)), delay)
+    return made(kind, stages, micro_batches, delay)
 
 
 @quick
@@ -170,7 +173,7 @@ def test_what_is_held_back() -> None:
 @pytest.mark.parametrize(
     ("kind", "chunks", "text"),
     [
-        ("zb_v", 1, "zb_v has two chunks per rank, not 1; use chunks=2"),
+        ("zb_v", 1, "zb_v has 2 chunks per rank, not 1; use chunks=2"),
         ("zb_h1", 2, "zb_h1 has one chunk per rank, not 2"),
     ],
 )

@@ -7,11 +7,11 @@ import pytest
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import StageLayers
-from planner.memory.estimate import peak_memory
+from planner.memory.estimate import peak_memory, rank_memory
 from planner.model.operations import backward, is_weight_gradient
-from planner.schedule.orders import SCHEDULES
-from planner.simulate.held_back import scheduled_memory, scheduled_rank, weight_share
-from planner.simulate.step import estimate_step, schedule_name, stage_cost
+from planner.schedule.kinds import SCHEDULES, V_SHAPED, schedule_name
+from planner.simulate.held_back import weight_share
+from planner.simulate.step import estimate_step, stage_cost
 from tests.properties.strategies import cluster, gpt, job, small, small_moe, software
 
 BATCH = 32
@@ -24,7 +24,7 @@ def prices(**changes: object) -> Prices:
 
 
 def named(name: str) -> Layout:
-    return replace(PP4, schedule=name, vpp=2 if name == "zb_v" else 1)
+    return replace(PP4, schedule=name, vpp=2 if name in V_SHAPED else 1)
 
 
 @pytest.mark.parametrize("block", ["dense", "embedding", "head"])
@@ -115,7 +115,7 @@ def test_a_stage_keeps_its_compute() -> None:
 
 def activations(name: str, rank: int) -> float:
     table = prices()
-    return scheduled_rank(table.model, table.job, named(name), rank).activations
+    return rank_memory(table.model, table.job, named(name), rank).activations
 
 
 def test_memory_follows_the_published_counts() -> None:
@@ -127,16 +127,47 @@ def test_memory_follows_the_published_counts() -> None:
     assert activations("zb_v", 1) == pytest.approx(activations("zb_h1", 1))
 
 
-def test_usual_schedules_keep_the_usual_memory() -> None:
-    table = prices()
+def test_v_half_keeps_half_of_1f1b() -> None:
+    """``(p + 2) // 2`` micro-batches of ``p``; rank 1 holds neither embedding nor head."""
+    assert activations("v_half", 1) == pytest.approx(activations("zb_h1", 1) * 3 / 4)
 
-    assert scheduled_memory(table.model, table.job, PP4) == peak_memory(table.model, table.job, PP4)
+
+def test_crossed_pipelines_hold_two_stages_each() -> None:
+    """DualPipe: twice the weights, one stage's activations of ``p + 1`` micro-batches."""
+    table = prices()
+    for rank in range(4):
+        both = rank_memory(table.model, table.job, named("dualpipe"), rank)
+        one, other = (
+            rank_memory(table.model, table.job, named("zb_h1"), held) for held in (rank, 3 - rank)
+        )
+        assert both.weights == pytest.approx(one.weights + other.weights)
+        assert both.activations == pytest.approx(one.activations * 5 / 4)
+
+
+def test_both_copies_of_a_stage_share_their_gradients() -> None:
+    """Without data parallelism 1F1B reduces nothing; DualPipe adds up its two copies."""
+    table = prices()
+    usual, both = (
+        estimate_step(table, replace(named(name), dp=1, tp=4)).parts_s for name in ("", "dualpipe")
+    )
+
+    assert usual["data_parallel"] == 0
+    assert both["data_parallel"] > 0
+
+
+def test_the_fullest_rank_is_looked_for_among_all() -> None:
+    """With the head on its first rank, a V is fullest there; the others are not left out."""
+    table = prices()
+    ranks = [rank_memory(table.model, table.job, named("zb_v"), rank) for rank in range(4)]
+
+    peak = peak_memory(table.model, table.job, named("zb_v"))
+    assert peak.device == max(memory.device for memory in ranks)
 
 
 def test_the_first_rank_of_a_v_holds_the_head() -> None:
     table = prices()
     first, last = (
-        scheduled_rank(table.model, table.job, named(name), 0) for name in ("zb_v", "zb_h1")
+        rank_memory(table.model, table.job, named(name), 0) for name in ("zb_v", "zb_h1")
     )
     head = 2 * table.model.vocab * table.model.hidden
 

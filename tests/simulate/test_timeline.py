@@ -23,6 +23,9 @@ LAYOUTS = [
     replace(PP4, schedule="zb_h2", tp=2, dp=2, sequence_parallel=True, shard=Shard()),
     replace(PP4, schedule="zb_2p"),
     replace(PP4, schedule="zb_v", vpp=2),
+    replace(PP4, schedule="v_half", vpp=2),
+    replace(PP4, schedule="dualpipe"),
+    replace(PP4, schedule="dualpipe_v", vpp=2),
 ]
 
 
