@@ -102,7 +102,9 @@ class Plan(BaseModel):
     cluster: ClusterSpec
     job: JobSpec
     layout: LayoutRecord
-    schedule: str = Field("1f1b", description="1f1b or interleaved_1f1b.")
+    schedule: str = Field(
+        "1f1b", description="1f1b, interleaved_1f1b or another of docs/schedules.md."
+    )
     stages: tuple[StageRecord, ...]
     rank_map: tuple[int, ...] = Field(description="rank_map[slot] = rank of GPU slot (node-major).")
     estimate: EstimateRecord
@@ -118,6 +120,7 @@ class Plan(BaseModel):
             **{name: getattr(record, name) for name in names},
             shard=Shard(record.shard_weights, record.shard_gradients, record.shard_optimizer),
             recompute=Recompute(record.recompute),
+            schedule="" if self.schedule in ("1f1b", "interleaved_1f1b") else self.schedule,
         )
 
     def to_split(self) -> Split:

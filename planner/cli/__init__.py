@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from planner.cli import catalog, check, convert, export, profile, recommend, validate
+from planner.cli import catalog, check, convert, export, profile, recommend, simulate, validate
 from planner.errors import PlannerError
 
 BUG, INTERRUPTED = 70, 130
@@ -48,6 +48,7 @@ app.command("check")(check.check)
 app.add_typer(check.explain, name="explain")
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
+app.command("simulate")(simulate.simulate)
 app.command("validate")(validate.validate)
 app.command("profile")(profile.profile)
 app.command("models")(catalog.models)

@@ -69,14 +69,14 @@ def check_free(path: Path | None, force: bool) -> None:
         raise SpecError(f"{path}: exists; name another file, or add --force to replace it")
 
 
-def save(path: Path, text: str) -> None:
+def save(path: Path, content: str | bytes) -> None:
     """Write a file whole. A device or a pipe is written to, never replaced."""
     from planner.spec.files import write_whole
 
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     else:
-        write_whole(path, text)
+        write_whole(path, content)
 
 
 def repeated(ctx: typer.Context) -> str:

@@ -6,7 +6,7 @@ longer than the product.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from planner.cost.collectives import Group, collective_s
@@ -23,6 +23,7 @@ from planner.model.operations import (
     backward,
     embedding_operations,
     head_operations,
+    is_weight_gradient,
     mlp_operations,
     moe_operations,
 )
@@ -62,6 +63,7 @@ class PassCost(NamedTuple):
     forward: Seconds
     backward: Seconds
     recompute: Seconds = Seconds()  # of the backward pass: what is spent on passing forward again
+    weight: Seconds = Seconds()  # of a split backward pass: its weight gradients, not in backward
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,28 @@ class Prices:
         """Return the cost of the final norm, output matrix and loss."""
         return self._cached("head", layout, Recompute.NONE)
 
+    def split_backward(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
+        """Return the cost of ``block`` where weight gradients are a pass of their own.
+
+        ``block`` is dense, moe, embedding or head; ``backward`` is what is left: input gradients
+        and recompute. What ran behind a weight gradient has nothing to run behind any more.
+        """
+        key = ("split", block, replace(layout, schedule="", dp=1, pp=1, vpp=1), recompute,
+               self._stalled_step_s(layout))  # fmt: skip
+        if key not in self._cache:
+            whole = self._cached(block, layout, recompute)
+            operations, _ = self.operations(block, layout)
+            parts: tuple[list[Operation], list[Operation]] = ([], [])
+            for operation in operations:
+                for part in backward(operation, self.job.software):
+                    parts[is_weight_gradient(part)].append(part)
+            groups, stalled = _groups(layout, self.cluster), self._stalled_step_s(layout)
+            inputs, weights = (self._pass(part, groups, stalled) for part in parts)
+            self._cache[key] = PassCost(
+                whole.forward, inputs.plus(whole.recompute), whole.recompute, weights
+            )
+        return self._cache[key]
+
     def _cached(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
         degrees = (layout.tp, layout.cp, layout.ep, layout.etp)
         stalled = self._stalled_step_s(layout)
@@ -100,7 +124,8 @@ class Prices:
         crosses = layout.pp > 1 and layout.tp * layout.cp * layout.dp >= self.cluster.domain_gpus
         return self.job.software.stalled_step_s if crosses else 0.0
 
-    def _price(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
+    def operations(self, block: str, layout: Layout) -> tuple[list[Operation], list[Operation]]:
+        """Return the forward operations of a block, and of these the core of its attention."""
         model, software = self.model, self.job.software
         shape = Shape(
             layout.micro_batch,
@@ -120,6 +145,11 @@ class Prices:
             operations, core = attention_operations(model, shape, software)
             make = moe_operations if block == "moe" else mlp_operations
             operations = operations + make(model, shape, software)
+        return operations, core
+
+    def _price(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
+        software = self.job.software
+        operations, core = self.operations(block, layout)
         groups = _groups(layout, self.cluster)
         stalled = self._stalled_step_s(layout)
         forward = self._pass(operations, groups, stalled)

@@ -46,7 +46,12 @@ class Work:
 
 
 def work_of_plan(plan: Plan) -> Work:
-    """Return the job of a plan."""
+    """Return the job of a plan; LayoutError for a schedule that no target runs."""
+    if plan.to_layout().schedule:
+        raise LayoutError(
+            f"schedule={plan.schedule} is simulated only; no target runs it, export a plan with "
+            "1f1b or interleaved_1f1b"
+        )
     nodes, per_node = node_grid(plan)
     layers = tuple(stage.layers for stage in plan.stages)
     again = tuple(stage.recompute_layers for stage in plan.stages)

@@ -41,7 +41,11 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Degrees of parallelism. ``gpus = tp * cp * dp * pp = etp * ep * edp * pp``."""
+    """Degrees of parallelism. ``gpus = tp * cp * dp * pp = etp * ep * edp * pp``.
+
+    ``schedule`` names the pipeline's (``schedule.kinds.SCHEDULES``); empty is 1F1B, interleaved
+    where ``vpp > 1``.
+    """
 
     tp: int = 1
     cp: int = 1
@@ -54,6 +58,7 @@ class Layout:
     sequence_parallel: bool = False
     shard: Shard = Shard()
     recompute: Recompute = Recompute.NONE
+    schedule: str = ""
 
     @property
     def gpus(self) -> int:
@@ -82,4 +87,6 @@ class Layout:
         parts += [f"mb{self.micro_batch}", self._sharding()]
         if self.recompute is not Recompute.NONE:
             parts.append(f"recompute-{self.recompute}")
+        if self.schedule:
+            parts.append(self.schedule)
         return " ".join(parts)

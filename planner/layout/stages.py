@@ -1,5 +1,6 @@
 """Which layers each pipeline stage holds when nothing better is known."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -86,7 +87,11 @@ def rank_layers(
     model: ModelSpec, pp: int, vpp: int, rank: int, split: Split | None = None
 ) -> StageLayers:
     """Return all layers that pipeline rank ``rank`` holds in its ``vpp`` chunks."""
-    mine = stage_layers(model, pp * vpp, split)[rank::pp]
+    return together(stage_layers(model, pp * vpp, split)[rank::pp])
+
+
+def together(mine: Sequence[StageLayers]) -> StageLayers:
+    """Return the layers of several stages of one rank."""
     return StageLayers(
         sum(stage.dense for stage in mine),
         sum(stage.moe for stage in mine),

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from planner.layout.layout import Layout
 from planner.layout.local import sharded_parameters, stage_local
-from planner.layout.stages import Split, StageLayers, rank_layers
+from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers, together
 from planner.memory.moments import LOADED, STEP, job_shape, moments
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes, step_working_bytes
+from planner.schedule.kinds import chunks_of, stage_of
 from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.units import MIB
@@ -79,6 +80,19 @@ def table_gradient_bytes(
     return software.gradient_bytes * model.vocab * model.hidden * (1 - 1 / layout.tp)
 
 
+def held_layers(
+    model: ModelSpec, layout: Layout, rank: int, split: Split | None = None
+) -> StageLayers:
+    """Return all layers that pipeline rank ``rank`` holds under the layout's schedule."""
+    if not layout.schedule:
+        return rank_layers(model, layout.pp, layout.vpp, rank, split)
+    chunks = chunks_of(layout)
+    stages = stage_layers(model, layout.pp * layout.vpp, split) * (chunks // layout.vpp)
+    return together(
+        [stages[stage] for stage in stage_of(layout.schedule, layout.pp, chunks)[:, rank]]
+    )
+
+
 def rank_timeline(
     model: ModelSpec,
     job: JobSpec,
@@ -87,7 +101,7 @@ def rank_timeline(
     split: Split | None = None,
 ) -> tuple[RankMemory, ...]:
     """Return pipeline rank ``rank`` (0 first) at every moment of a step when it may be fullest."""
-    mine = rank_layers(model, layout.pp, layout.vpp, rank, split)
+    mine = held_layers(model, layout, rank, split)
     shape, software = job_shape(job, layout), job.software
     local = stage_local(model, mine, layout.tp, layout.ep, layout.etp, software)
     states = state_bytes(local, layout, software)
@@ -140,7 +154,7 @@ def peak_memory(
 
     Of equal stages that is the first, the second or the last (property test); of others, any.
     """
-    few = split is None and layout.pp > 4
+    few = split is None and layout.pp > 4 and not layout.schedule
     ranks = (0, 1, layout.pp - 1) if few else range(layout.pp)
     return max(
         (rank_memory(model, job, layout, rank, split) for rank in ranks),

@@ -19,6 +19,7 @@ from planner.memory.working import (
 )
 from planner.model.operations import Shape
 from planner.schedule.in_flight import peak_chunk_passes
+from planner.schedule.kinds import chunks_of
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 
@@ -91,7 +92,8 @@ def kept_bytes(model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers
     output = 0.0  # torch keeps what each stage received and sent: one tensor more than layers
     if mine.embedding and layout.pp > 1 and job.software.keeps_receive_buffers:
         output = 2 * shape.sharded_tokens * model.hidden
-    return Kept(plain / layout.vpp, again / layout.vpp, last, output / layout.vpp)
+    chunks = chunks_of(layout)
+    return Kept(plain / chunks, again / chunks, last, output / chunks)
 
 
 def _passes(layout: Layout, micro_batches: int, rank: int, lazy: bool) -> list[tuple[bool, int]]:
@@ -100,12 +102,13 @@ def _passes(layout: Layout, micro_batches: int, rank: int, lazy: bool) -> list[t
     Gradients that the backward pass itself makes are missing in the first one, when most passes are
     in flight; one fewer is left for the next.
     """
-    most = peak_chunk_passes(layout.pp, layout.vpp, micro_batches, rank)
+    chunks = chunks_of(layout)
+    most = peak_chunk_passes(layout.pp, chunks, micro_batches, rank, schedule=layout.schedule)
     if not lazy:
         return [(True, most)]
-    if micro_batches == 1 and layout.vpp == 1:
+    if micro_batches == 1 and chunks == 1:
         return [(False, most)]
-    later = min(most, micro_batches - 1) if layout.vpp == 1 else most
+    later = min(most, micro_batches - 1) if chunks == 1 else most
     return [(False, most), (True, later)]
 
 

@@ -13,6 +13,7 @@ from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
 
 ACTIVATION_BYTES = 2
+GRADIENT_ACCUMULATION = "gradient accumulation"
 LOSS_TRAFFIC = {
     "eager": 22,
     "kernel": 4,
@@ -345,6 +346,13 @@ def head_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> l
 _MIRROR = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather"}
 
 
+def is_weight_gradient(operation: Operation) -> bool:
+    """Whether a backward operation serves weights only, so that no other stage waits for it."""
+    if isinstance(operation, Gemm):
+        return operation.weight and operation.name.endswith(" wgrad")
+    return operation.name == GRADIENT_ACCUMULATION
+
+
 def backward(operation: Operation, software: SoftwareSpec) -> tuple[Operation, ...]:
     """Return what the backward pass does for one forward operation.
 
@@ -368,7 +376,7 @@ def backward(operation: Operation, software: SoftwareSpec) -> tuple[Operation, .
             return input_gradient, weight_gradient
         # a kernel of its own reads the 2-byte gradient, reads and writes the 4-byte one
         added = 10 * operation.n * operation.k * operation.copies
-        return input_gradient, weight_gradient, Elementwise("gradient accumulation", added)
+        return input_gradient, weight_gradient, Elementwise(GRADIENT_ACCUMULATION, added)
     if isinstance(operation, Attention):
         return (operation._replace(name="attention backward", passes=2.5, kernels=3),)
     if isinstance(operation, Elementwise):

@@ -1,52 +1,23 @@
 """The order of forward and backward passes on each pipeline rank, as data: no times, no bytes.
 
-Virtual stage ``chunk * stages + rank`` holds the layers of ``chunk`` on ``rank``. Every order here
-is a warm-up of forward passes, then forward and backward in turn, then the backward passes that
-are left; schedules differ only in the length of the warm-up and in which chunk comes next.
+Every order is a warm-up of forward passes, then forward and backward in turn, then the backward
+passes that are left; schedules differ in the length of the warm-up, in which chunk comes next and,
+where the backward pass is split (``zero_bubble``), in how long its weight gradients wait.
 
 Sources: Narayanan et al. 2021 (PTD-P, arXiv 2104.04473), section 2.2; Megatron-LM
 ``core/pipeline_parallel/schedules.py`` (``get_pp_rank_microbatches``, ``get_schedule_table``).
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner.errors import LayoutError
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-SCHEDULES = ("1f1b", "interleaved_1f1b", "gpipe")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Order:
-    """Passes of every rank in the order in which the rank runs them.
-
-    ``backward``, ``micro_batch`` and ``chunk`` have the shape ``[stages, 2 * micro_batches *
-    chunks]``; ``warm_up`` holds the forward passes before the first backward pass of each rank.
-    """
-
-    kind: str
-    stages: int
-    chunks: int
-    micro_batches: int
-    group: int
-    backward: NDArray[np.bool_]
-    micro_batch: IntArray
-    chunk: IntArray
-    warm_up: IntArray
-
-    @property
-    def passes(self) -> int:
-        """Forward passes of one rank, one for each chunk and micro-batch."""
-        return self.micro_batches * self.chunks
-
-    def virtual_stage(self) -> IntArray:
-        """Return the virtual stage of each pass, shape as ``chunk``."""
-        return self.chunk * self.stages + np.arange(self.stages)[:, None]
+from planner.schedule.dual_pipe import dual_pipe
+from planner.schedule.kinds import CROSSED, SPLIT, IntArray, V, kind_of, stage_of
+from planner.schedule.passes import Order
+from planner.schedule.v_shaped import v_shaped
+from planner.schedule.zero_bubble import with_weight_passes
 
 
 def one_f_one_b(stages: int, micro_batches: int) -> Order:
@@ -70,17 +41,32 @@ def interleaved(stages: int, micro_batches: int, chunks: int, group: int | None 
 
 @lru_cache(maxsize=256)
 def order(
-    kind: str, stages: int, micro_batches: int, chunks: int = 1, group: int | None = None
+    kind: str,
+    stages: int,
+    micro_batches: int,
+    chunks: int = 1,
+    group: int | None = None,
+    delay: int | None = None,
 ) -> Order:
-    """Return the order of the schedule called ``kind``, one of ``SCHEDULES``; shared, read-only."""
+    """Return the order of the schedule called ``kind``, one of ``SCHEDULES``; shared, read-only.
+
+    ``delay`` is how many weight-gradient passes the last rank of ``zb_2p`` holds back
+    (``zero_bubble``); other schedules have their own.
+    """
     group = checked_group(kind, stages, micro_batches, chunks, group)
+    if kind.startswith("dualpipe"):
+        return dual_pipe(kind, stages, micro_batches)
+    if kind_of(kind).placement == V:
+        return v_shaped(kind, stages, micro_batches)
     after = np.arange(stages)[::-1]
     warm_up = {
-        "1f1b": after,
         "interleaved_1f1b": 2 * after + (chunks - 1) * group,
         "gpipe": np.full(stages, micro_batches),
+        "zb_h2": 2 * after,
+        "zb_2p": 2 * after,
     }
-    return _merge(kind, micro_batches, chunks, group, warm_up[kind])
+    made = _merge(kind, micro_batches, chunks, group, warm_up.get(kind, after))
+    return with_weight_passes(made, delay) if kind in SPLIT else made
 
 
 def checked_group(
@@ -129,65 +115,23 @@ def legal_group(stages: int, micro_batches: int) -> int:
     return next(full_or_large, micro_batches)
 
 
-def kept_peak(order: Order, pass_bytes: FloatArray) -> FloatArray:
-    """Return the most that each rank keeps at once for its backward passes, shape ``[stages]``.
-
-    ``pass_bytes`` has the shape ``[stages, chunks]``: what one forward pass of a chunk leaves in
-    memory until the backward pass of the same chunk and micro-batch has ended.
-    """
-    ranks = np.arange(order.stages)[:, None]
-    change = np.where(order.backward, -1.0, 1.0) * pass_bytes[ranks, order.chunk]
-    peak: FloatArray = np.cumsum(change, axis=1).max(axis=1)
-    return peak
-
-
-def in_flight(order: Order) -> IntArray:
-    """Return the most chunk passes that each rank keeps at once, shape ``[stages]``.
-
-    1F1B keeps ``min(m, p - i)`` on rank ``i``; interleaved 1F1B ``2 (p - i - 1) + (v - 1) g + 1``
-    of a ``v``-th of the layers, ``g`` being the group; GPipe ``m``.
-    """
-    return kept_peak(order, np.ones((order.stages, order.chunks))).round().astype(np.int64)
-
-
-def kept_moments(order: Order) -> IntArray:
-    """Return how many passes of each virtual stage are kept when its rank may be fullest.
-
-    Shape ``[moments, stages * chunks]``. A rank with one chunk has one such moment; with chunks of
-    unequal layers it may be fullest at any moment whose counts no other moment exceeds.
-    """
-    change = np.where(order.backward, -1, 1)[..., None] * (
-        order.chunk[..., None] == np.arange(order.chunks)
-    )
-    by_rank = [_fullest(kept) for kept in np.cumsum(change, axis=1)]
-    most = max(len(moments) for moments in by_rank)
-    padded = [moments[np.arange(most) % len(moments)] for moments in by_rank]
-    return np.stack(padded, axis=-1).reshape(most, -1)
-
-
-def _fullest(kept: IntArray) -> IntArray:
-    """Return the rows of ``kept`` ``[time, chunks]`` where a weighted sum can have its maximum."""
-    after_forward = np.diff(kept.sum(axis=1), append=0) < 0
-    peaks = kept[after_forward]
-    # on a straight line from one moment to another the maximum is at an end
-    turns = (np.diff(peaks, axis=0, prepend=-1) != np.diff(peaks, axis=0, append=-1)).any(axis=1)
-    corners = np.unique(peaks[turns], axis=0)
-    reached = (corners[None, :, :] >= corners[:, None, :]).all(axis=2)
-    # no row but itself reaches it in every column
-    return np.asarray(corners[reached.sum(axis=1) == 1])
-
-
 def _shape_problem(kind: str, stages: int, micro_batches: int, chunks: int) -> str | None:
-    if kind not in SCHEDULES:
-        return f"{kind!r} is not a schedule; use one of {', '.join(SCHEDULES)}"
+    has = kind_of(kind).chunks
     if min(stages, micro_batches, chunks) < 1:
         return (
             f"stages={stages}, micro_batches={micro_batches} and chunks={chunks} must be 1 or more"
         )
-    if chunks > 1 and kind != "interleaved_1f1b":
-        return f"{kind} has one chunk per rank, not {chunks}; use interleaved_1f1b"
-    if chunks > 1 and stages == 1:
+    if has and chunks != has:
+        held = "one chunk" if has == 1 else f"{has} chunks"
+        other = "interleaved_1f1b" if has == 1 else f"chunks={has}"
+        return f"{kind} has {held} per rank, not {chunks}; use {other}"
+    if not has and chunks > 1 and stages == 1:
         return f"one stage cannot be interleaved into {chunks} chunks; use chunks=1"
+    if kind_of(kind).placement == CROSSED and (stages % 2 or micro_batches % 2):
+        return (
+            f"{kind} needs an even number of stages and of micro-batches, not {stages} and "
+            f"{micro_batches}; half of either run in each direction"
+        )
     return None
 
 
@@ -207,9 +151,11 @@ def _merge(kind: str, micro_batches: int, chunks: int, group: int, warm_up: IntA
     for at, chunks_at in ((forward_at, chunk), (backward_at, chunks - 1 - chunk)):
         np.put_along_axis(batches, at, np.broadcast_to(micro_batch, at.shape), axis=1)
         np.put_along_axis(chunk_of, at, np.broadcast_to(chunks_at, at.shape), axis=1)
-    for array in (backward, batches, chunk_of, warm_up):
-        array.flags.writeable = False
-    return Order(kind, stages, chunks, micro_batches, group, backward, batches, chunk_of, warm_up)
+    return Order(
+        kind, stages, chunks, micro_batches, group,
+        backward, np.zeros_like(backward), batches, chunk_of, warm_up,
+        np.zeros_like(backward), stage_of(kind, stages, chunks),
+    )  # fmt: skip
 
 
 def _table(micro_batches: int, chunks: int, group: int) -> tuple[IntArray, IntArray]:

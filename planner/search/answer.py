@@ -14,11 +14,12 @@ from planner.plan import (
     SearchRecord,
     StageRecord,
 )
+from planner.schedule.kinds import schedule_name
 from planner.search.families import family_bests, lost_families
 from planner.search.recommend import Options, Search, search
 from planner.search.stages import improved
 from planner.search.targets import Target
-from planner.simulate.step import StepEstimate, schedule_name, step_interval
+from planner.simulate.step import StepEstimate, step_interval
 from planner.spec.cluster import ClusterSpec
 from planner.spec.gpu import GpuSpec, gpu_names, load_gpu
 from planner.spec.job import JobSpec

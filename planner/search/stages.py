@@ -17,10 +17,12 @@ from planner.memory.estimate import (
 from planner.memory.moments import job_shape, moments
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes
-from planner.schedule.orders import kept_moments, order
+from planner.schedule.kinds import schedule_name
+from planner.schedule.orders import order
+from planner.schedule.passes import kept_moments
 from planner.search.partition import FloatArray, Partition, PartitionProblem, partition
 from planner.search.targets import Target
-from planner.simulate.step import StepEstimate, estimate_step, schedule_name
+from planner.simulate.step import StepEstimate, estimate_step
 
 
 def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> PartitionProblem:
@@ -99,7 +101,7 @@ def improved(
     answer that is slower when simulated is dropped.
     """
     layout = step.layout
-    if layout.pp == 1:
+    if layout.pp == 1 or layout.schedule:  # the partition knows the usual schedules only
         return step, None
     found = partition(partition_problem(prices, layout, limit_bytes), time_limit_s)
     if not found.feasible or not found.layers:

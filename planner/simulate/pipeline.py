@@ -1,8 +1,4 @@
-"""Time of one pipeline of forward and backward passes, executed as a task graph.
-
-Tasks are passes (or, where Megatron exchanges only once per forward and backward pair, pairs).
-Edges are the order of each rank and the data: ``F(stage)`` after ``F(stage - 1)``, ``B(stage)``
-after ``B(stage + 1)``, each with the seconds of the transfer.
+"""Time of one pipeline of forward and backward passes, executed as the graph of ``tasks``.
 
 Overlapped transfers (``overlap_p2p_comm``) delay only the receiving pass. Without overlap a
 transfer is a rendezvous: it begins when both ranks have reached it and holds both until its end,
@@ -11,14 +7,16 @@ as ``send_forward_recv_backward`` and its relatives in Megatron-LM
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from planner.schedule.orders import Order, checked_group, order
-from planner.simulate.critical_path import Topology, end_times, topology
+from planner.schedule.kinds import SPLIT, kind_of, stage_of
+from planner.schedule.passes import Order
+from planner.simulate.critical_path import end_times
+from planner.simulate.tasks import Shape, Tasks, shape_of, tasks_of
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -40,44 +38,6 @@ class PipelineResult:
     last_backward_end_s: FloatArray
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """All that a task graph depends on."""
-
-    kind: str
-    stages: int
-    chunks: int
-    micro_batches: int
-    group: int
-    overlap_p2p: bool
-
-    @property
-    def groups(self) -> int:
-        """Full groups of micro-batches; the last, partial one is not counted."""
-        return self.micro_batches // self.group
-
-    def with_groups(self, groups: int) -> "Shape":
-        """Return the same shape with ``groups`` full groups and the same partial one."""
-        fewer = self.groups - groups
-        return replace(self, micro_batches=self.micro_batches - fewer * self.group)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tasks:
-    """The graph of one shape.
-
-    ``task`` ``[stages, 2 * passes]`` is the task of each pass; ``forward`` and ``backward``
-    ``[tasks]`` its virtual stage or -1; ``boundary`` ``[edges]`` the transfer on an edge or -1.
-    """
-
-    order: Order
-    graph: Topology
-    task: IntArray
-    forward: IntArray
-    backward: IntArray
-    boundary: IntArray
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Times:
     """Seconds, one row per candidate: ``[candidates, virtual stages]``, send one fewer."""
@@ -85,10 +45,39 @@ class Times:
     forward_s: FloatArray
     backward_s: FloatArray
     send_s: FloatArray
+    weight_s: FloatArray
 
     def rows(self, chosen: IntArray) -> "Times":
         """Return the chosen candidates."""
-        return Times(self.forward_s[chosen], self.backward_s[chosen], self.send_s[chosen])
+        return Times(
+            self.forward_s[chosen],
+            self.backward_s[chosen],
+            self.send_s[chosen],
+            self.weight_s[chosen],
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassTimes:
+    """When each pass of one pipeline runs, for a timeline.
+
+    ``start_s``, ``end_s`` and ``held_s`` (the end of a pass that is spent sending) have the shape
+    ``[stages, passes of a rank]``; ``send_s`` is the transfer behind each virtual stage but the
+    last; ``task_end_s`` ``[tasks]`` and ``lag_s`` ``[edges]`` belong to the graph of ``tasks``.
+    """
+
+    tasks: Tasks
+    start_s: FloatArray
+    end_s: FloatArray
+    held_s: FloatArray
+    send_s: FloatArray
+    task_end_s: FloatArray
+    lag_s: FloatArray
+
+    @property
+    def order(self) -> Order:
+        """The order of the passes."""
+        return self.tasks.order
 
 
 def pipeline_time(
@@ -101,20 +90,28 @@ def pipeline_time(
     send_s: ArrayLike,
     overlap_p2p: bool,
     group: int | None = None,
+    weight_s: ArrayLike | None = None,
+    delay: int | None = None,
 ) -> PipelineResult:
     """Execute ``micro_batches`` on one pipeline and return its times.
 
     ``forward_s`` and ``backward_s`` ``[..., stages * chunks]`` are seconds of one micro-batch on
-    each virtual stage (``chunk * stages + rank``); ``send_s`` ``[..., stages * chunks - 1]`` is the
-    transfer from each virtual stage to the next, forward or backward. Leading dimensions are
-    candidates that share the schedule; a batch costs little more than one.
+    each virtual stage; ``send_s`` ``[..., stages * chunks - 1]`` is the transfer from each virtual
+    stage to the next, forward or backward. Leading dimensions are candidates that share the
+    schedule; a batch costs little more than one.
+
+    Where the schedule splits the backward pass, ``backward_s`` is the input gradient, ``weight_s``
+    the weight gradient (needed there, refused elsewhere). Without overlap a transfer then holds its
+    sender alone; the receiver meanwhile sends the other way (one exchange, as the zero-bubble
+    runtime batches them), so no rank waits for another's pace.
     """
-    group = checked_group(kind, stages, micro_batches, chunks, group)
-    shape = Shape(kind, stages, chunks, micro_batches, group, overlap_p2p)
-    batch, times = _times(stages * chunks, forward_s, backward_s, send_s)
-    first_forward, first_backward, last_backward = _execute(shape, times)
-    compute = (times.forward_s + times.backward_s).reshape(-1, chunks, stages)
-    busy = micro_batches * compute.sum(axis=1)
+    shape = shape_of(kind, stages, chunks, micro_batches, group, overlap_p2p, delay)
+    batch, times = _times(shape, forward_s, backward_s, send_s, weight_s)
+    run = times if overlap_p2p else _with_held_sends(shape, times)
+    first_forward, first_backward, last_backward = _execute(shape, run)
+    of_rank = stage_of(kind, stages, chunks)
+    compute = (times.forward_s + times.backward_s + times.weight_s)[:, of_rank]
+    busy = micro_batches // kind_of(kind).pipelines * compute.sum(axis=1)
     total = last_backward.max(axis=1)
     idle = total[:, None] - busy
     by_rank = (busy, idle, first_forward, first_backward, last_backward)
@@ -133,33 +130,86 @@ def pass_times(
     send_s: ArrayLike,
     overlap_p2p: bool,
     group: int | None = None,
+    weight_s: ArrayLike | None = None,
+    delay: int | None = None,
 ) -> tuple[Order, FloatArray, FloatArray]:
     """Return the order and the start and end of each of its passes, for a timeline.
 
-    Arguments as ``pipeline_time`` without batch; both arrays are ``[stages, 2 * passes]``.
+    Arguments as ``pipeline_time`` without batch; both arrays are ``[stages, passes of a rank]``.
     """
-    group = checked_group(kind, stages, micro_batches, chunks, group)
-    shape = Shape(kind, stages, chunks, micro_batches, group, overlap_p2p)
-    _, times = _times(stages * chunks, forward_s, backward_s, send_s)
-    passes, made = order(kind, stages, micro_batches, chunks, group), _tasks(shape)
-    stage = passes.virtual_stage()
-    own_s = np.where(passes.backward, times.backward_s[0][stage], times.forward_s[0][stage])
-    end_s = _end_s(shape, times)[0][made.task]
-    # the forward pass of a pair ends where its backward pass starts
-    pair = np.append(made.task[:, 1:] == made.task[:, :-1], np.zeros((stages, 1), bool), axis=1)
-    end_s = end_s - np.where(pair, np.roll(own_s, -1, axis=1), 0.0)
-    return passes, end_s - own_s, end_s
+    made = pipeline_trace(
+        kind, stages, chunks, micro_batches, forward_s, backward_s, send_s, overlap_p2p, group,
+        weight_s, delay,
+    )  # fmt: skip
+    return made.tasks.order, made.start_s, made.end_s
+
+
+def pipeline_trace(
+    kind: str,
+    stages: int,
+    chunks: int,
+    micro_batches: int,
+    forward_s: ArrayLike,
+    backward_s: ArrayLike,
+    send_s: ArrayLike,
+    overlap_p2p: bool,
+    group: int | None = None,
+    weight_s: ArrayLike | None = None,
+    delay: int | None = None,
+) -> PassTimes:
+    """Return when every pass and task of one pipeline runs; arguments as ``pipeline_time``."""
+    shape = shape_of(kind, stages, chunks, micro_batches, group, overlap_p2p, delay)
+    _, raw = _times(shape, forward_s, backward_s, send_s, weight_s)
+    times = raw if overlap_p2p else _with_held_sends(shape, raw)
+    made = tasks_of(shape)
+    order, stage = made.order, made.order.virtual_stage()
+
+    def of_passes(seconds: Times) -> FloatArray:
+        own_s = np.where(order.backward, seconds.backward_s[0][stage], seconds.forward_s[0][stage])
+        return np.asarray(np.where(order.weight, seconds.weight_s[0][stage], own_s))
+
+    own_s, task_end_s = of_passes(times), _end_s(shape, times)[0]
+    end_s = task_end_s[made.task]
+    # passes of one task run one after the other, the last one up to its end
+    for place in range(order.length - 2, -1, -1):
+        joined = made.task[:, place] == made.task[:, place + 1]
+        start_s = end_s[:, place + 1] - own_s[:, place + 1]
+        end_s[:, place] = np.where(joined, start_s, end_s[:, place])
+    lag_s = np.append(times.send_s[0], 0.0)[made.boundary]
+    held_s = own_s - of_passes(raw)
+    return PassTimes(made, end_s - own_s, end_s, held_s, raw.send_s[0], task_end_s, lag_s)
+
+
+def _with_held_sends(shape: Shape, times: Times) -> Times:
+    """Return times in which passes of a split backward hold their rank until they are sent."""
+    if shape.kind not in SPLIT:
+        return times  # a rendezvous: edges of the graph
+    forward_s, backward_s = times.forward_s.copy(), times.backward_s.copy()
+    forward_s[:, :-1] += times.send_s
+    backward_s[:, 1:] += times.send_s
+    return Times(forward_s, backward_s, np.zeros_like(times.send_s), times.weight_s)
 
 
 def _times(
-    count: int, forward_s: ArrayLike, backward_s: ArrayLike, send_s: ArrayLike
+    shape: Shape,
+    forward_s: ArrayLike,
+    backward_s: ArrayLike,
+    send_s: ArrayLike,
+    weight_s: ArrayLike | None,
 ) -> tuple[tuple[int, ...], Times]:
     """Return the common batch shape and the times as one row per candidate."""
-    arrays = [np.asarray(times, dtype=float) for times in (forward_s, backward_s, send_s)]
-    widths = (count, count, count - 1)
-    for name, array, width in zip(
-        ("forward_s", "backward_s", "send_s"), arrays, widths, strict=True
-    ):
+    if weight_s is None and shape.kind in SPLIT:
+        raise ValueError(f"{shape.kind} splits the backward pass: weight_s is missing")
+    if weight_s is not None and shape.kind not in SPLIT:
+        raise ValueError(f"{shape.kind} does not split the backward pass: leave weight_s out")
+    count = shape.stages * shape.chunks
+    given = (forward_s, backward_s, send_s, np.zeros(count) if weight_s is None else weight_s)
+    arrays = [np.asarray(times, dtype=float) for times in given]
+    names, widths = (
+        ("forward_s", "backward_s", "send_s", "weight_s"),
+        (count, count, count - 1, count),
+    )
+    for name, array, width in zip(names, arrays, widths, strict=True):
         if array.shape[-1:] != (width,):
             raise ValueError(f"{name} has the shape {array.shape}; its last axis must be {width}")
     batch = np.broadcast_shapes(*(array.shape[:-1] for array in arrays))
@@ -202,9 +252,10 @@ def _execute(shape: Shape, times: Times) -> FloatArray:
 def _short_shapes(shape: Shape) -> list[Shape]:
     """Return shapes to try, shortest first; the last is ``shape`` itself.
 
-    GPipe has no steady state of all ranks (no rank waits for a later one), so it runs in full.
+    GPipe has no steady state of all ranks (no rank waits for a later one), so it runs in full, and
+    so do schedules with W passes.
     """
-    if shape.kind == "gpipe":
+    if shape.kind == "gpipe" or shape.kind in SPLIT:
         return [shape]
     least = -(-_steady_from(shape) // (shape.group * shape.chunks))
     stages, full = shape.stages, shape.groups
@@ -241,7 +292,7 @@ def _windows(shape: Shape) -> IntArray:
 
     Shape ``[windows, tasks of a window]``: ``_memory`` pairs of each rank, along the skewed cut.
     """
-    made = _tasks(shape)
+    made = tasks_of(shape)
     per_group = shape.group * shape.chunks
     steady = shape.groups * per_group
     last = steady - int(made.order.warm_up[0]) - 1
@@ -274,109 +325,30 @@ def _period_s(shape: Shape, end_s: FloatArray, cycle: int) -> FloatArray:
 
 def _end_s(shape: Shape, times: Times) -> FloatArray:
     """Return the end of every task, ``[candidates, tasks]``."""
-    made = _tasks(shape)
+    made = tasks_of(shape)
     none = np.zeros((len(times.forward_s), 1))  # what index -1 stands for
-    forward, backward, send = (
+    forward, backward, send, weight = (
         np.concatenate([seconds, none], axis=1)
-        for seconds in (times.forward_s, times.backward_s, times.send_s)
+        for seconds in (times.forward_s, times.backward_s, times.send_s, times.weight_s)
     )
-    return end_times(
-        made.graph, forward[:, made.forward] + backward[:, made.backward], send[:, made.boundary]
-    )
+    task_s = forward[:, made.forward] + backward[:, made.backward] + weight[:, made.weight]
+    return end_times(made.graph, task_s, send[:, made.boundary])
 
 
 def _measures(shape: Shape, times: Times, end_s: FloatArray) -> FloatArray:
     """Return first forward start, first backward start, last backward end ``[3, ..., stages]``."""
-    made = _tasks(shape)
+    made = tasks_of(shape)
     ranks = np.arange(shape.stages)
     first_backward = made.task[ranks, made.order.backward.argmax(axis=1)]
     first_forward = made.task[:, 0]
-    # a task may be a pair: its forward pass is at the start, its backward pass at the end
-    pair_s = np.where(
-        made.backward[first_forward] >= 0, times.backward_s[:, made.backward[first_forward]], 0.0
+    none = np.zeros((len(times.forward_s), 1))  # what index -1 stands for
+    forward, backward, weight = (
+        np.concatenate([seconds, none], axis=1)
+        for seconds in (times.forward_s, times.backward_s, times.weight_s)
     )
-    forward_start = end_s[:, first_forward] - pair_s - times.forward_s[:, ranks]
-    backward_start = end_s[:, first_backward] - times.backward_s[:, made.backward[first_backward]]
+    # a task may hold several passes: F comes first, then B, then W
+    rest = backward[:, made.backward[first_forward]] + weight[:, made.weight[first_forward]]
+    forward_start = end_s[:, first_forward] - rest - forward[:, made.forward[first_forward]]
+    rest = backward[:, made.backward[first_backward]] + weight[:, made.weight[first_backward]]
+    backward_start = end_s[:, first_backward] - rest
     return np.stack([forward_start, backward_start, end_s[:, made.task[:, -1]]])
-
-
-@lru_cache(maxsize=256)
-def _tasks(shape: Shape) -> Tasks:
-    """Return the task graph of a shape; cached, as it depends on no times."""
-    passes = order(shape.kind, shape.stages, shape.micro_batches, shape.chunks, shape.group)
-    slot = _slots(passes, shape.overlap_p2p)
-    per_rank = slot[:, -1] + 1
-    task = slot + (np.cumsum(per_rank) - per_rank)[:, None]
-    virtual_stage, count = passes.virtual_stage(), int(per_rank.sum())
-    forward, backward = np.full((2, count), -1)
-    forward[task[~passes.backward]] = virtual_stage[~passes.backward]
-    backward[task[passes.backward]] = virtual_stage[passes.backward]
-    first = np.zeros(count, dtype=bool)
-    first[task[:, 0]] = True
-    tails, heads, boundary = _edges(passes, task, first, shape.overlap_p2p)
-    return Tasks(passes, topology(count, tails, heads), task, forward, backward, boundary)
-
-
-def _slots(passes: Order, overlap_p2p: bool) -> IntArray:
-    """Return the place of each pass on its rank's timeline, ``[stages, 2 * passes]``.
-
-    Without overlap Megatron's interleaved schedule exchanges once after each forward and backward
-    pair of the steady state (``send_forward_backward_recv_forward_backward``): one task.
-    """
-    place = np.arange(2 * passes.passes) + np.zeros((passes.stages, 1), dtype=np.int64)
-    if overlap_p2p or passes.kind != "interleaved_1f1b":
-        return place
-    warm = passes.warm_up[:, None]
-    return np.where(
-        place < warm, place, np.maximum(warm + (place - warm) // 2, place - passes.passes + warm)
-    )
-
-
-def _edges(
-    passes: Order, task: IntArray, first: NDArray[np.bool_], overlap_p2p: bool
-) -> tuple[IntArray, IntArray, IntArray]:
-    """Return tail and head task and boundary (-1 for none) of every edge."""
-    later = np.flatnonzero(~first)
-    edges = [(later - 1, later, np.full(len(later), -1))]
-    sender, receiver, boundary = _transfers(passes, task)
-    edges.append((sender, receiver, boundary))
-    if not overlap_p2p:
-        # a rendezvous: both sides reach it (sender, ready), both leave it (receiver, go_on)
-        receiver = receiver - _early_receives(passes)
-        ready, go_on = receiver - 1, sender + 1
-        has_ready = ~first[receiver]
-        has_go_on = ~np.append(first, True)[go_on]
-        both = has_ready & has_go_on
-        edges.append((ready[has_ready], receiver[has_ready], boundary[has_ready]))
-        edges.append((sender[has_go_on], go_on[has_go_on], boundary[has_go_on]))
-        edges.append((ready[both], go_on[both], boundary[both]))
-    tails, heads, boundaries = (np.concatenate(parts) for parts in zip(*edges, strict=True))
-    return tails, heads, boundaries
-
-
-def _early_receives(passes: Order) -> IntArray:
-    """Return by how many tasks each transfer is received before its pass needs it.
-
-    The last rank sends to the first, and back, when it has the tensor: ``stages - 1`` passes after
-    the other has run that micro-batch. A group larger than the pipeline needs it later
-    (``recv_tensor_from_previous_stage`` in Megatron's schedules).
-    """
-    boundary = np.arange(passes.stages * passes.chunks - 1)[:, None]
-    wraps = boundary % passes.stages == passes.stages - 1
-    micro_batch = np.arange(passes.micro_batches)
-    full = passes.micro_batches // passes.group * passes.group
-    size = np.where(micro_batch < full, passes.group, passes.micro_batches - full)
-    early = np.where(wraps, np.maximum(size - passes.stages, 0), 0).ravel()
-    return np.concatenate([early, early])
-
-
-def _transfers(passes: Order, task: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Return sending task, receiving task and boundary of each transfer between stages."""
-    virtual_stage, last = passes.virtual_stage(), passes.stages * passes.chunks - 1
-    of_forward, of_backward = np.empty((2, last + 1, passes.micro_batches), dtype=np.int64)
-    for table, chosen in ((of_forward, ~passes.backward), (of_backward, passes.backward)):
-        table[virtual_stage[chosen], passes.micro_batch[chosen]] = task[chosen]
-    boundary = np.arange(last).repeat(passes.micro_batches)
-    sender = np.concatenate([of_forward[:-1].ravel(), of_backward[1:].ravel()])
-    receiver = np.concatenate([of_forward[1:].ravel(), of_backward[:-1].ravel()])
-    return sender, receiver, np.concatenate([boundary, boundary])

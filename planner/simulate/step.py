@@ -1,6 +1,7 @@
 """One training step: stage times through the schedule, then gradients, optimizer and weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +11,19 @@ from planner.cost.compute import half_precision_peak
 from planner.cost.data_parallel import optimizer_s, replicas, shares, sync_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
-from planner.layout.layout import Layout
+from planner.layout.layout import Layout, Recompute
 from planner.layout.local import LocalParameters, stage_local
-from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers
+from planner.layout.stages import Split, StageLayers, stage_layers, together
 from planner.memory.estimate import RankMemory, peak_memory
 from planner.memory.states import WEIGHT_BYTES
 from planner.model.flops import model_flops_per_token
-from planner.simulate.pipeline import pipeline_time
+from planner.schedule.kinds import SPLIT, chunks_of, kind_of, rank_of, schedule_name, stage_of
+from planner.simulate.held_back import weight_delay
+from planner.simulate.pipeline import PipelineResult, pipeline_time
 from planner.spec.cluster import ClusterSpec
 
 FloatArray = NDArray[np.float64]
+NOTHING = Seconds()
 LAYER_BUCKET = float("inf")  # fully sharded layers travel whole
 
 
@@ -39,11 +43,20 @@ class StepEstimate:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One (virtual) stage, one micro-batch. ``recompute`` is part of the backward pass."""
+    """One (virtual) stage, one micro-batch. ``recompute`` is part of the backward pass.
+
+    ``weight`` is what a schedule with W passes takes out of the backward pass.
+    """
 
     forward: Seconds
     backward: Seconds
     recompute: Seconds
+    weight: Seconds = NOTHING
+
+    @property
+    def seconds(self) -> tuple[float, float, float]:
+        """Seconds of the forward, backward and weight-gradient pass."""
+        return self.forward.total, self.backward.total, self.weight.total
 
     @property
     def forward_s(self) -> float:
@@ -54,6 +67,42 @@ class StageCost:
     def backward_s(self) -> float:
         """Seconds of the backward pass."""
         return self.backward.total
+
+
+class RankTail(NamedTuple):
+    """Exposed seconds of one rank after its last pass; weights are gathered for the next step."""
+
+    gradients_s: float
+    update_s: float
+    weights_s: float
+
+    @property
+    def total(self) -> float:
+        """Seconds from the last pass to the end of the step."""
+        return self.gradients_s + self.weights_s + self.update_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepCosts:
+    """All seconds of one step before they are put in order.
+
+    ``micro_batches`` run through each chunk; ``stages``, ``costs`` are by virtual stage; ``held``
+    lists those of each rank; ``hops_s`` are the transfers behind all stages but the last; ``tails``
+    by rank; ``stall_s`` once per step.
+    """
+
+    micro_batches: int
+    stages: tuple[StageLayers, ...]
+    costs: tuple[StageCost, ...]
+    held: list[list[int]]
+    hops_s: FloatArray
+    delay: int | None
+    tails: tuple[RankTail, ...]
+    stall_s: float
+
+    def of_rank(self, rank: int) -> list[StageCost]:
+        """Return the costs of the stages that ``rank`` holds."""
+        return [self.costs[stage] for stage in self.held[rank]]
 
 
 def _left_exposed(communication_s: float, compute_s: float) -> float:
@@ -93,19 +142,25 @@ def _sharded_layer_s(
 
 def stage_cost(prices: Prices, layout: Layout, stage: StageLayers) -> StageCost:
     """Add up the layers of one stage."""
-    forward, backward, recompute = Seconds(), Seconds(), Seconds()
+    forward, backward, recompute, weight = Seconds(), Seconds(), Seconds(), Seconds()
+    splits = layout.schedule in SPLIT
     for count, moe_layer, kind in stage.kinds(layout.recompute):
         cost = prices.layer(layout, moe_layer, kind)
+        if splits:
+            cost = prices.split_backward("moe" if moe_layer else "dense", layout, kind)
         more_forward, more_backward = _sharded_layer_s(cost, prices, layout, moe_layer)
         forward = forward.plus(cost.forward, count).plus(Seconds(dp=more_forward), count)
         backward = backward.plus(cost.backward, count).plus(Seconds(dp=more_backward), count)
         recompute = recompute.plus(cost.recompute, count)
-    ends = ((stage.embedding, prices.embedding), (stage.head, prices.head))
-    for present, price in ends:
+        weight = weight.plus(cost.weight, count)
+    ends = (("embedding", stage.embedding, prices.embedding), ("head", stage.head, prices.head))
+    for block, present, price in ends:
         if present:
-            forward = forward.plus(price(layout).forward)
-            backward = backward.plus(price(layout).backward)
-    return StageCost(forward, backward, recompute)
+            cost = prices.split_backward(block, layout, Recompute.NONE) if splits else price(layout)
+            forward = forward.plus(cost.forward)
+            backward = backward.plus(cost.backward)
+            weight = weight.plus(cost.weight)
+    return StageCost(forward, backward, recompute, weight)
 
 
 def _hop_s(prices: Prices, layout: Layout, stride: int) -> float:
@@ -132,11 +187,13 @@ def _hops_s(prices: Prices, layout: Layout) -> FloatArray:
     """
     size, domain = layout.tp * layout.cp * layout.dp, prices.cluster.domain_gpus
     hops = {crosses: _hop_s(prices, layout, domain if crosses else 1) for crosses in (False, True)}
-    slots = size * (np.arange(layout.pp * layout.vpp) % layout.pp)
+    ranks = rank_of(schedule_name(layout), layout.pp, chunks_of(layout))
+    slots = size * ranks
     first = slots // domain
     last = (slots + size - 1) // domain
     crosses = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
-    return np.where(crosses, hops[True], hops[False])
+    # where a V turns round, the next stage is on the same rank
+    return np.where(ranks[1:] == ranks[:-1], 0.0, np.where(crosses, hops[True], hops[False]))
 
 
 def _gradient_tail_s(
@@ -173,54 +230,85 @@ def _weight_gather_s(
     return one + _left_exposed(total - one, first_s)
 
 
-def schedule_name(layout: Layout) -> str:
-    """Return the pipeline schedule of a layout."""
-    return "1f1b" if layout.vpp == 1 else "interleaved_1f1b"
+def step_costs(prices: Prices, layout: Layout, split: Split | None = None) -> StepCosts:
+    """Return the seconds of every stage, hop and rank that a step is put together from."""
+    job, model = prices.job, prices.model
+    micro_batches, kind = layout.micro_batches(job.global_batch), schedule_name(layout)
+    pipelines = kind_of(kind).pipelines
+    stages = stage_layers(model, layout.pp * layout.vpp, split) * pipelines
+    costs = tuple(stage_cost(prices, layout, stage) for stage in stages)
+    held = stage_of(kind, layout.pp, chunks_of(layout)).T.tolist()
+    copies = replace(layout, dp=layout.dp * pipelines)  # pipelines have their own copy of a stage
+    tails = []
+    for mine in held:
+        layers = together([stages[stage] for stage in mine])
+        local = stage_local(model, layers, layout.tp, layout.ep, layout.etp, job.software)
+        forward_s = sum(costs[stage].forward_s for stage in mine)
+        backward_s = sum(costs[stage].backward_s + costs[stage].weight.total for stage in mine)
+        gradients = _gradient_tail_s(prices, copies, local, backward_s)
+        weights = _weight_gather_s(prices, layout, local, forward_s)
+        update = optimizer_s(local, layout, job.software, prices.cluster)
+        tails.append(RankTail(gradients, update, weights))
+    hops_s, delay = _hops_s(prices, layout), None
+    if kind == "zb_2p":
+        forward, backward, weight = np.array([cost.seconds for cost in costs]).T
+        delay = weight_delay(prices, layout, forward, backward, weight, hops_s)
+    stall_s = slow_node_stall_s(job.software, layout, prices.cluster, micro_batches)
+    return StepCosts(
+        micro_batches // pipelines, stages, costs, held, hops_s, delay, tuple(tails), stall_s
+    )
+
+
+def pipeline_arguments(prices: Prices, layout: Layout, step: StepCosts) -> dict[str, Any]:
+    """Return what ``pipeline_time`` and ``pass_times`` take for this step."""
+    forward, backward, weight = np.array([cost.seconds for cost in step.costs]).T
+    kind = schedule_name(layout)
+    return {
+        "kind": kind,
+        "stages": layout.pp,
+        "chunks": chunks_of(layout),
+        "micro_batches": layout.micro_batches(prices.job.global_batch),
+        "forward_s": forward,
+        "backward_s": backward,
+        "send_s": step.hops_s,
+        "overlap_p2p": prices.job.software.overlap_pipeline,
+        "weight_s": weight if kind in SPLIT else None,
+        "delay": step.delay,
+    }
 
 
 def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) -> StepEstimate:
     """Estimate one optimizer step of ``layout``; ``split`` overrides the layers of each stage."""
-    job, cluster, model = prices.job, prices.cluster, prices.model
-    micro_batches = layout.micro_batches(job.global_batch)
-    stages = stage_layers(model, layout.pp * layout.vpp, split)
-    costs = [stage_cost(prices, layout, stage) for stage in stages]
-    pipeline = pipeline_time(
-        schedule_name(layout),
-        layout.pp,
-        layout.vpp,
-        micro_batches,
-        np.array([cost.forward_s for cost in costs]),
-        np.array([cost.backward_s for cost in costs]),
-        _hops_s(prices, layout),
-        job.software.overlap_pipeline,
-    )
-    stall = slow_node_stall_s(job.software, layout, cluster, micro_batches)
-    tails = []
-    for rank in range(layout.pp):
-        held = rank_layers(model, layout.pp, layout.vpp, rank, split)
-        local = stage_local(model, held, layout.tp, layout.ep, layout.etp, job.software)
-        mine = costs[rank :: layout.pp]
-        gradient = _gradient_tail_s(prices, layout, local, sum(c.backward_s for c in mine))
-        weights = _weight_gather_s(prices, layout, local, sum(c.forward_s for c in mine))
-        update = optimizer_s(local, layout, job.software, cluster)
-        end = float(pipeline.last_backward_end_s[rank]) + stall
-        tails.append((end + gradient + weights + update, gradient + weights, update))
-    total = max(tail[0] for tail in tails)
+    job, model = prices.job, prices.model
+    step = step_costs(prices, layout, split)
+    pipeline = pipeline_time(**pipeline_arguments(prices, layout, step))
+    ends = ends_s(layout, pipeline) + step.stall_s
+    total = max(float(end) + tail.total for end, tail in zip(ends, step.tails, strict=True))
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
-    _, data_parallel, update = tails[busiest]
-    parts_s = _attribute(costs[busiest :: layout.pp], micro_batches, total, data_parallel, update)
     flops = model_flops_per_token(model, job.seq_len) * job.global_batch * job.seq_len
-    peak = half_precision_peak(cluster.gpu)
+    peak = half_precision_peak(prices.cluster.gpu)
     return StepEstimate(
         layout,
-        split or Split(tuple(stage.layers for stage in stages)),
+        split or Split(tuple(s.layers for s in step.stages[: layout.pp * layout.vpp])),
         total,
-        parts_s,
+        _attribute(step, busiest, total),
         peak_memory(model, job, layout, split),
         flops / (total * layout.gpus * peak),
         peak,
         job.global_batch * job.seq_len / (total * layout.gpus),
     )
+
+
+def ends_s(layout: Layout, pipeline: PipelineResult) -> FloatArray:
+    """Return when each rank has ended its passes, ``[pp]``.
+
+    In zero-bubble schedules a rank waits for no other before its optimizer step (post-validation,
+    Qi et al. 2024, section 4), so it begins the next step as much later than rank 0 as it began
+    this one.
+    """
+    if kind_of(schedule_name(layout)).own_pace:
+        return pipeline.last_backward_end_s - pipeline.first_forward_start_s
+    return pipeline.last_backward_end_s
 
 
 def step_interval(step: StepEstimate, cluster: ClusterSpec) -> tuple[float, float]:
@@ -240,15 +328,15 @@ def step_interval(step: StepEstimate, cluster: ClusterSpec) -> tuple[float, floa
     return low * step.step_time_s, high * step.step_time_s
 
 
-def _attribute(
-    costs: list[StageCost], micro_batches: int, total: float, data_parallel: float, update: float
-) -> dict[str, float]:
-    """Split the step on the busiest rank; what is left is waiting for other stages."""
+def _attribute(step: StepCosts, rank: int, total: float) -> dict[str, float]:
+    """Split the step on one rank; what is left is waiting for other stages."""
     busy = Seconds()
     recompute = 0.0
-    for cost in costs:
-        busy = busy.plus(cost.forward, micro_batches).plus(cost.backward, micro_batches)
-        recompute += micro_batches * cost.recompute.compute
+    for cost in step.of_rank(rank):
+        for passes in (cost.forward, cost.backward, cost.weight):
+            busy = busy.plus(passes, step.micro_batches)
+        recompute += step.micro_batches * cost.recompute.compute
+    tail = step.tails[rank]
     parts = {
         "compute": busy.compute - recompute,
         "recompute": recompute,
@@ -256,8 +344,8 @@ def _attribute(
         "context_parallel": busy.cp,
         "expert_parallel": busy.ep,
         "host": busy.host,
-        "data_parallel": busy.dp + data_parallel,
-        "optimizer": update,
+        "data_parallel": busy.dp + tail.gradients_s + tail.weights_s,
+        "optimizer": tail.update_s,
     }
     parts["pipeline"] = total - sum(parts.values())
     return parts

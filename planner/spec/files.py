@@ -183,14 +183,14 @@ def load(record: type[Record], path: str | Path) -> Record:
     return check(record, read_document(path))
 
 
-def write_whole(path: str | Path, text: str) -> None:
+def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file completely or not at all; a reader never sees half of it."""
     target = Path(path).resolve()  # a link stays a link: its target is replaced
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(_mode(target))

@@ -118,7 +118,8 @@ _LATENT: Fields = (
     ("v_head_dim", 128),
 )
 _PRECISIONS = {"fp8-blockwise": "fp8_block", "bf16/fp16 mixed": "bf16"}
-_SCHEDULES = ("1F1B", "1F1B-I")
+# ZB-1p and ZB-2p are found automatically within the memory of H1 and of nearly twice that
+_SCHEDULES = {"1F1B": "", "1F1B-I": "", "ZB-1p": "zb_h1", "ZB-2p": "zb_2p"}
 
 
 @lru_cache(maxsize=4096)
@@ -203,7 +204,7 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
         sequence_parallel = True
     return Layout(
         tp, cp, pp, vpp, dp, ep, etp, micro_batch, sequence_parallel,
-        Shard.zero(stage, dp * cp), Recompute(text),
+        Shard.zero(stage, dp * cp), Recompute(text), _SCHEDULES.get(note(row, "schedule"), ""),
     )  # fmt: skip
 
 

@@ -75,10 +75,9 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
         ),
     ),
     (r"MegaScale", Defaults(_but(MEGATRON_CORE, "megascale"), 2, "selective", True)),
-    (
-        r"zero-bubble",
-        Defaults(_but(MEGATRON_2022, "zero-bubble", overlap_pipeline=True)),
-    ),
+    # its runs (examples/pretrain_zero_bubble.sh, v0.1.0) set CUDA_DEVICE_MAX_CONNECTIONS=1, under
+    # which transfers run in line with compute: zbpp_utils.py asks for 8 to overlap them
+    (r"zero-bubble", Defaults(_but(MEGATRON_2022, "zero-bubble"))),
     (r"Megatron-DeepSpeed", Defaults(MEGATRON_DEEPSPEED)),
     (r"Megatron|Aceso|Mist", Defaults(MEGATRON_2022)),
     (r"torchtitan", Defaults(_but(TORCH_FSDP, "torchtitan"), 3, "selective", True, "reserved")),

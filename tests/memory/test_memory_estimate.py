@@ -22,8 +22,9 @@ from planner.memory.estimate import (
 from planner.memory.moments import job_shape
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes
-from planner.schedule.orders import in_flight, order
-from planner.simulate.step import schedule_name
+from planner.schedule.kinds import schedule_name
+from planner.schedule.orders import order
+from planner.schedule.passes import in_flight
 from planner.spec.software import MEGATRON_2022, MEGATRON_CORE, TORCH_FSDP
 from tests.properties.strategies import (
     gpt,

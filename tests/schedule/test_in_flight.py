@@ -5,14 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.schedule.in_flight import peak_chunk_passes
-from planner.schedule.orders import (
-    in_flight,
-    interleaved,
-    kept_moments,
-    legal_group,
-    one_f_one_b,
-    order,
-)
+from planner.schedule.orders import interleaved, legal_group, one_f_one_b, order
+from planner.schedule.passes import in_flight, kept_moments
 from tests.properties.strategies import quick
 
 

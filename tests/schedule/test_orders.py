@@ -7,18 +7,16 @@ from hypothesis import strategies as st
 
 from planner.errors import LayoutError
 from planner.schedule.orders import (
-    Order,
     checked_group,
     gpipe,
     group_problem,
-    in_flight,
     interleaved,
-    kept_moments,
-    kept_peak,
     legal_group,
     one_f_one_b,
     order,
 )
+from planner.schedule.passes import Order, in_flight, kept_moments, kept_peak
+from tests.properties.strategies import quick
 
 
 def written(order: Order, rank: int) -> str:
@@ -239,6 +237,7 @@ def test_schedules_without_chunks_have_groups_of_one() -> None:
     assert checked_group("interleaved_1f1b", 8, 4, 2) == 4
 
 
+@quick
 @given(orders(), st.integers(0, 2**32))
 def test_kept_moments_give_the_peak_whatever_chunks_weigh(made: Order, seed: int) -> None:
     weights = np.random.default_rng(seed).random((made.stages, made.chunks))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.schedule.orders import kept_moments, order
+from planner.schedule.orders import order
+from planner.schedule.passes import kept_moments
 from planner.search import ilp
 from planner.search.partition import (
     FloatArray,

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.errors import LayoutError
-from planner.schedule.orders import FloatArray, Order, group_problem, legal_group, order
+from planner.schedule.orders import group_problem, legal_group, order
+from planner.schedule.passes import FloatArray, Order
 from planner.simulate import pipeline
 from planner.simulate.pipeline import PipelineResult, pass_times, pipeline_time
 

@@ -14,10 +14,10 @@ from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.stages import Split, StageLayers, split_layers
 from planner.memory.estimate import peak_memory
 from planner.model.flops import model_flops_per_token
+from planner.schedule.kinds import schedule_name
 from planner.simulate.step import (
     StepEstimate,
     estimate_step,
-    schedule_name,
     stage_cost,
     step_interval,
 )

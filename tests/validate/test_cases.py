@@ -420,7 +420,14 @@ def test_an_impossible_number_is_skipped(cells: dict[str, str]) -> None:
 
 
 def test_a_schedule_that_cannot_be_expressed_is_skipped() -> None:
-    assert "ZB-2p" in reason(gpt(notes="schedule=ZB-2p"))
+    assert "V-Half" in reason(gpt(notes="schedule=V-Half"))
+
+
+@pytest.mark.parametrize(
+    ("notes", "schedule"), [("schedule=ZB-1p", "zb_h1"), ("schedule=ZB-2p", "zb_2p"), ("", "")]
+)
+def test_zero_bubble_schedules_are_read(notes: str, schedule: str) -> None:
+    assert read_case(gpt(notes=notes)).layout.schedule == schedule
 
 
 def test_a_stated_data_parallel_degree_that_contradicts_is_skipped() -> None:

@@ -1,0 +1,128 @@
+"""A simulated step as a trace: the JSON that torch's profiler writes, for Perfetto and Chrome.
+
+Trace Event Format: complete events (``X``), names of rows (``M``), flow arrows (``s``, ``f``);
+times in microseconds. One process is one rank, one thread one of its streams.
+"""
+
+import gzip
+import heapq
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from planner.simulate.timeline import STREAMS, Timeline
+
+Event = dict[str, object]
+FIRST_STREAM = 7  # torch numbers its first compute stream so
+PATH = "critical path"
+LEAST_S = 1e-9  # nothing shorter is drawn
+LANES = 10  # numbers of one stream: what runs at once on it needs rows of its own
+Places = dict[int, tuple[int, int]]  # process and thread of each slice that is drawn
+
+
+def trace(timeline: Timeline, title: str) -> dict[str, object]:
+    """Return the trace of a step; ``title`` names it."""
+    places = _places(timeline)
+    return {
+        "schemaVersion": 1,
+        "deviceProperties": [],
+        "displayTimeUnit": "ms",
+        "traceName": title,
+        "traceEvents": [
+            *_rows(timeline, places),
+            *_events(timeline, places),
+            *_arrows(timeline, places),
+        ],
+    }
+
+
+def trace_bytes(timeline: Timeline, title: str, path: Path) -> bytes:
+    """Return the file's content, compressed where ``path`` ends in ``.gz``, always the same."""
+    text = json.dumps(trace(timeline, title), separators=(",", ":")).encode()
+    return gzip.compress(text, mtime=0) if path.suffix == ".gz" else text
+
+
+def _places(timeline: Timeline) -> Places:
+    """Return process and thread of each slice long enough to be drawn.
+
+    The process is the first GPU of the pipeline rank (rank order tp-cp-dp-pp). Viewers want slices
+    of one thread not to cross, so a transfer that begins before another has ended gets a lane.
+    """
+    alike = timeline.layout.gpus // timeline.layout.pp
+    slices = timeline.slices
+    drawn = [place for place, piece in enumerate(slices) if piece.end_s - piece.start_s >= LEAST_S]
+    lanes: dict[tuple[int, str], list[tuple[float, int]]] = {}
+    found = {}
+    for place in sorted(drawn, key=lambda place: slices[place].start_s):
+        piece = slices[place]
+        used = lanes.setdefault((piece.rank, piece.stream), [])
+        if used and used[0][0] <= piece.start_s + LEAST_S:
+            lane = used[0][1]
+            heapq.heapreplace(used, (piece.end_s, lane))
+        else:
+            lane = len(used)
+            heapq.heappush(used, (piece.end_s, lane))
+        stream = LANES * STREAMS.index(piece.stream) + lane
+        found[place] = piece.rank * alike, FIRST_STREAM + stream
+    return found
+
+
+def _rows(timeline: Timeline, places: Places) -> Iterator[Event]:
+    """Yield names and order of the rows that have slices."""
+    alike = timeline.layout.gpus // timeline.layout.pp
+    for pid in sorted({pid for pid, _ in places.values()}):
+        others = f", as {pid + 1} to {pid + alike - 1}" if alike > 1 else ""
+        yield _named("process_name", pid, 0, {"name": f"rank {pid}"})
+        yield _named("process_labels", pid, 0, {"labels": f"stage {pid // alike}{others}"})
+        yield _named("process_sort_index", pid, 0, {"sort_index": pid})
+    for pid, tid in sorted(set(places.values())):
+        stream = STREAMS[(tid - FIRST_STREAM) // LANES]
+        yield _named("thread_name", pid, tid, {"name": f"stream {tid} {stream}"})
+        yield _named("thread_sort_index", pid, tid, {"sort_index": tid})
+
+
+def _named(name: str, pid: int, tid: int, args: Event) -> Event:
+    return {"ph": "M", "name": name, "pid": pid, "tid": tid, "ts": 0, "args": args}
+
+
+def _events(timeline: Timeline, places: Places) -> Iterator[Event]:
+    """Yield every slice that is drawn."""
+    on_path = set(timeline.path)
+    for place, (pid, tid) in sorted(places.items()):
+        piece = timeline.slices[place]
+        args: Event = {"device": pid, "stream": tid, "kind": piece.kind}
+        if piece.micro_batch >= 0:
+            args |= {"micro_batch": piece.micro_batch, "chunk": piece.chunk}
+        if place in on_path:
+            args[PATH] = True
+        yield {
+            "ph": "X",
+            "cat": "kernel",
+            "name": piece.name,
+            "pid": pid,
+            "tid": tid,
+            "ts": 1e6 * piece.start_s,
+            "dur": 1e6 * (piece.end_s - piece.start_s),
+            "args": args,
+        }
+
+
+def _arrows(timeline: Timeline, places: Places) -> Iterator[Event]:
+    """Yield an arrow from each slice of the critical path to the next."""
+    path = [place for place in timeline.path if place in places]
+    for number, ends in enumerate(pairwise(path)):
+        before, after = (timeline.slices[place] for place in ends)
+        # an arrow binds to the slice around its point, so it leaves a little before the end
+        moments_s = before.end_s - 0.5 * LEAST_S, after.start_s
+        for phase, place, moment_s in zip(("s", "f"), ends, moments_s, strict=True):
+            pid, tid = places[place]
+            yield {
+                "ph": phase,
+                "cat": PATH,
+                "name": PATH,
+                "id": number,
+                "pid": pid,
+                "tid": tid,
+                "ts": 1e6 * moment_s,
+            } | ({"bp": "e"} if phase == "f" else {})
