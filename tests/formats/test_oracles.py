@@ -1,7 +1,7 @@
 """What we write is accepted by the frameworks' own parsers, and read by them as we mean it.
 
 They are asked where they are installed; ``PLANNER_ORACLE_PYTHON`` names an interpreter that has
-them (torchtitan 0.2, DeepSpeed, accelerate, SkyPilot).
+them (torchtitan 0.2, DeepSpeed, accelerate, SkyPilot, nanotron).
 """
 
 import itertools
@@ -16,13 +16,14 @@ import yaml
 
 from planner.formats.accelerate import read_accelerate
 from planner.formats.deepspeed import read_deepspeed, write_deepspeed
+from planner.formats.nanotron import write_nanotron
 from planner.formats.settle import settle
 from planner.formats.skypilot import write_skypilot
 from planner.formats.torchtitan import read_torchtitan
 from planner.formats.torchtitan_toml import write_torchtitan
 from planner.formats.work import work_of_plan
 from tests.formats.oracles import ask
-from tests.formats.test_other_formats import DEEPSPEED, TORCHTITAN
+from tests.formats.test_other_formats import DEEPSPEED, NANOTRON, TORCHTITAN
 
 pytestmark = pytest.mark.slow
 
@@ -137,3 +138,16 @@ def test_skypilot_takes_the_task() -> None:
 
     assert answers[:-1] == [[]] * len(tasks)
     assert len(answers[-1]) == 2
+
+
+def test_nanotron_reads_what_was_meant() -> None:
+    works = [work_of_plan(plan) for plan in NANOTRON]
+    answers = ask("oracle_nanotron.py", "nanotron", [write_nanotron(work) for work in works])
+
+    for work, answer in zip(works, answers, strict=True):
+        layout = work.layout
+        assert answer == {
+            "error": "", "degrees": [layout.dp, layout.tp, layout.pp, layout.cp],
+            "batch": [layout.micro_batch, layout.micro_batches(work.job.global_batch)],
+            "layers": work.model.layers, "zero": layout.shard.zero_stage(),
+        }  # fmt: skip
