@@ -28,6 +28,23 @@ CHECKS = (
     ("rules", f"check {ONE_LAYOUT} --tp 16 --pp 4 --vpp 3", 1),
     ("explain", f"explain memory {ONE_LAYOUT} --tp 4 --pp 4", 0),
 )
+SCRIPT = """\
+TP=8
+PP=${PP:-4}
+MODEL_ARGS="--num-layers 80 --hidden-size 8192 --ffn-hidden-size 28672 --num-attention-heads 64 \\
+  --group-query-attention --num-query-groups 8 --swiglu --normalization RMSNorm \\
+  --untie-embeddings-and-output-weights --disable-bias-linear --position-embedding-type rope"
+torchrun --nproc-per-node 8 --nnodes 1 pretrain_gpt.py $MODEL_ARGS --seq-length 8192 \\
+  --vocab-size 128256 --bf16 --attention-dropout 0 --hidden-dropout 0 --lr 1e-4 \\
+  --tensor-model-parallel-size ${TP} --pipeline-model-parallel-size ${PP} --sequence-parallel \\
+  --cp-comm-type p2p --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather \\
+  --micro-batch-size 1 --global-batch-size 512
+"""
+FILES = (
+    ("starts", "check train.sh --set PP=6", 1),
+    ("file", "check train.sh --cluster dgx-h100 --nodes 8", 0),
+    ("convert", "convert train.sh --to nanotron --gpus 64 --set PP=1", 0),
+)
 TINY = (
     "recommend tiny-llama --cluster dgx-h100 --nodes 1 --global-batch 16 --seq-len 64 "
     "--output tiny.json"
@@ -105,6 +122,11 @@ def main() -> None:
         replace(readme, "accuracy", headline(table))
         for name, words, code in CHECKS:
             replace(ROOT / "docs/check.md", name, block(planner(words, folder, code)))
+        (Path(folder) / "train.sh").write_text(SCRIPT, encoding="utf-8")
+        page = ROOT / "docs/formats.md"
+        replace(page, "script", block(f"$ cat train.sh\n{SCRIPT.rstrip()}"))
+        for name, words, code in FILES:
+            replace(page, name, block(planner(words, folder, code)))
         names = " ".join(file.name for file in files)
         printed = run([sys.executable, "-m", "planner", "validate", *map(str, files)], folder)
         page = block(f"$ planner validate {names}\n{printed}")

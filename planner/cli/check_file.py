@@ -108,7 +108,7 @@ def _missing(setup: "Setup", settled: "Settled", machines: "ClusterSpec | None")
     needed = {
         "--cluster names the machines": machines,
         "--model names the model": settled.model,
-        "--micro-batch is not in the file": setup.micro_batch,
+        "--micro-batch is not in the file": settled.layout,
         "--global-batch is not in the file": settled.global_batch,
         "--seq-len is not in the file": setup.seq_len,
     }

@@ -1,6 +1,5 @@
 """``planner export``: a plan as a folder that trains it."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +37,10 @@ def export(
         note(f"{len(files)} files written to {output}")
         for what in lost:
             note(f"not carried over: {what}")
-        script = EXPORTS[target].script or EXPORTS[target].config
-        typer.echo(shlex.join(["bash", str(output / script)]) if EXPORTS[target].script
-                   else str(output / script))  # fmt: skip
+        script = EXPORTS[target].script
+        started = launch_lines(document, output, script) if script else []
+        for line in started or [str(output / EXPORTS[target].config)]:
+            typer.echo(line)
         return
     files = write_bundle(document, output, overwrite=force)
     note(f"{len(files)} files written to {output}")

@@ -132,8 +132,8 @@ def _precision(values: Mapping[str, Any]) -> str | None:
 
 
 def _accumulation(values: Mapping[str, Any]) -> int | None:
-    """Return the micro-batches of a step; one where the file gives no other batch size."""
-    alone = "micro_batch" in values and "stated_batch" not in values
+    """Return the micro-batches of a step; one where the file gives a single batch size."""
+    alone = ("micro_batch" in values) != ("stated_batch" in values)
     found: int | None = values.get("accumulation", 1 if alone else None)
     return found
 
@@ -175,12 +175,11 @@ def write_deepspeed(work: Work) -> str:
     layout, job = work.layout, work.job
     shard, ranks = layout.shard, layout.dp * layout.cp
     whole_group = shard in [Shard.zero(stage, ranks) for stage in range(4)]
-    mics = shard.weights == shard.gradients == shard.optimizer and 1 < shard.weights < ranks
     facts = Facts(**facts_of(work.model, job, layout))  # type: ignore[arg-type]
     problems = broken(RULES, facts) + rank_order(work, "DeepSpeed")
     problems += uneven_stages(work, "DeepSpeed") + partial_recompute(work, "DeepSpeed")
-    if not (whole_group or mics):
-        problems.append(f"shards {shard} are no ZeRO stage over all ranks, nor MiCS")
+    if not whole_group:
+        problems.append(f"shards over {shard.optimizer} of {ranks} ranks: DeepSpeed takes all")
     if layout.pp > 1:
         problems.append("a pipeline is code (PipelineModule), not configuration; try pp 1")
     if layout.etp > 1 or job.precision not in ("bf16", "fp16"):
@@ -188,8 +187,6 @@ def write_deepspeed(work: Work) -> str:
     refuse(problems)
     zero: dict[str, Any] = {"stage": shard.zero_stage(), "overlap_comm": True,
                             "contiguous_gradients": True}  # fmt: skip
-    if mics:
-        zero["mics_shard_size"] = shard.weights
     found: dict[str, Any] = {
         "train_batch_size": job.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,

@@ -29,7 +29,7 @@ class Launch:
 def find_launch(path: Path, text: str, given: Mapping[str, str]) -> Launch | None:
     """Return the launch that the script at ``path`` makes; None where it makes none."""
     script = read_script(path, text, given)
-    commands = [*script.commands, *_nested(script, 0)]
+    commands = _bare_joined([*script.commands, *_nested(script, 0)])
     found = [command for command in commands if _arguments(command.words)]
     if found:
         command = max(found, key=lambda one: len(_arguments(one.words)))
@@ -46,6 +46,16 @@ def find_launch(path: Path, text: str, given: Mapping[str, str]) -> Launch | Non
         if isinstance(value, str):
             exports[name] = value
     return Launch(tuple(arguments), gpus, exports, tuple(script.remarks), _idle(script))
+
+
+def _bare_joined(commands: list[Command]) -> list[Command]:
+    """Join a bare list of arguments that runs over several lines into one command."""
+    bare = [command for command in commands if command.words[0].startswith("--")]
+    if len(bare) < 2:
+        return commands
+    words = tuple(word for command in bare for word in command.words)
+    rest = [command for command in commands if command not in bare]
+    return [*rest, Command(bare[0].line, words)]
 
 
 def _nested(script: Script, depth: int) -> Iterable[Command]:

@@ -164,8 +164,14 @@ def write_nanotron(work: Work) -> str:
     if job.precision not in _PRECISIONS.values():
         problems.append(f"precision {job.precision!r}: use bf16 or fp16")
     refuse(problems)
-    names = {short: long for long, short in _PRECISIONS.items()}
-    found = {
+    return yaml.safe_dump(_document(work), sort_keys=False)
+
+
+def _document(work: Work) -> dict[str, Any]:
+    """Return everything nanotron asks of a file; without a data set it trains on random tokens."""
+    job, layout = work.job, work.layout
+    dtype = next(long for long, short in _PRECISIONS.items() if short == job.precision)
+    return {
         "general": {"project": "planner", "run": "plan", "seed": 42},
         "parallelism": {
             "dp": layout.dp, "tp": layout.tp, "pp": layout.pp, "context_parallel_size": layout.cp,
@@ -179,12 +185,35 @@ def write_nanotron(work: Work) -> str:
             "batch_accumulation_per_replica": layout.micro_batches(job.global_batch),
             "train_steps": 20,
         },
-        "optimizer": {"zero_stage": layout.shard.zero_stage(), "accumulate_grad_in_fp32": True},
-        "model": {"dtype": names[job.precision], "model_config": {
-            "hidden_size": model.hidden, "num_hidden_layers": model.layers,
-            "num_attention_heads": model.heads, "num_key_value_heads": model.kv_heads,
-            "intermediate_size": model.ffn_hidden, "vocab_size": model.vocab,
-            "tie_word_embeddings": model.tied_embeddings, "max_position_embeddings": job.seq_len,
-        }},
+        "optimizer": {
+            "zero_stage": layout.shard.zero_stage(), "accumulate_grad_in_fp32": True,
+            "weight_decay": 0.1, "clip_grad": 1.0,
+            "optimizer_factory": {"name": "adamW", "adam_beta1": 0.9, "adam_beta2": 0.95,
+                                  "adam_eps": 1e-8, "torch_adam_is_fused": True},
+            "learning_rate_scheduler": {
+                "learning_rate": 1e-4, "min_decay_lr": 1e-5, "lr_warmup_steps": 2,
+                "lr_warmup_style": "linear", "lr_decay_style": "cosine",
+            },
+        },
+        "model": {"dtype": dtype, "init_method": {"std": 0.02}, "model_config": _sizes(work)},
+        "data_stages": [{"name": "all", "start_training_step": 1,
+                         "data": {"dataset": None, "seed": 42, "num_loading_workers": 1}}],
+        "checkpoints": {"checkpoints_path": "checkpoints", "checkpoint_interval": 1_000_000,
+                        "save_final_state": False},
+        "logging": {"iteration_step_info_interval": 1},
     }  # fmt: skip
-    return yaml.safe_dump(found, sort_keys=False)
+
+
+def _sizes(work: Work) -> dict[str, Any]:
+    """Return the model as nanotron's Qwen2 (a Llama, whose attention also splits contexts)."""
+    model = work.model
+    found: dict[str, Any] = {
+        "is_qwen2_config": True, "hidden_size": model.hidden, "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads, "num_key_value_heads": model.kv_heads,
+        "intermediate_size": model.ffn_hidden, "vocab_size": model.vocab,
+        "tie_word_embeddings": model.tied_embeddings,
+        "max_position_embeddings": work.job.seq_len,
+    }  # fmt: skip
+    if work.layout.cp > 1:
+        found |= {"_attn_implementation": "llama3_ring_attention", "ring_attn_heads_k_stride": 1}
+    return found

@@ -58,6 +58,8 @@ def settle(setup: Setup, model: ModelSpec | None = None, gpus: int | None = None
     dp = max(1, world // block)
     micro = setup.micro_batch or 0
     batch = setup.global_batch
+    if not micro and batch and setup.accumulation:
+        micro = batch // (setup.accumulation * dp)
     if batch is None and micro and setup.accumulation:
         batch = micro * setup.accumulation * dp
     shard = _shard(setup, dp * setup.cp)

@@ -70,7 +70,6 @@ RULES: tuple[Rule, ...] = (
          lambda f: f.micro_batch > 0 and f.global_batch % (f.micro_batch * f.dp) > 0,
          lambda f: multiple("train_batch_size", f.global_batch, f.micro_batch * f.dp,
                             "dp*micro_batch")),
-    Rule("D15", _SEEN, "runtime/zero/mics.py",
-         lambda f: _option(f, "mics") > 1 and f.dp % _option(f, "mics") > 0,
-         lambda f: divisor("mics_shard_size", _option(f, "mics"), "dp", f.dp)),
+    Rule("D15", "DeepSpeed 0.19.8", _CONFIG, lambda f: _option(f, "mics") > 1,
+         lambda f: f"mics_shard_size={_option(f, 'mics')}: MiCS was removed; shard over all ranks"),
 )  # fmt: skip

@@ -32,15 +32,19 @@ def _schedule(f: Facts) -> str:
     return str(f.options.get("schedule") or ("1F1B" if f.vpp == 1 else "Interleaved1F1B"))
 
 
+def _expert_borders(f: Facts) -> tuple[int, int]:
+    """Return what must divide ep, and what ep must divide: experts borrow cp, shards and tp."""
+    sharded = max(f.shard_optimizer, f.cp)  # data_parallel_shard_degree * cp; copies lend nothing
+    return (f.cp, sharded) if f.etp == f.tp else (f.cp * f.tp, sharded * f.tp)
+
+
 def _expert_grid(f: Facts) -> bool:
-    inner = f.cp if f.etp == f.tp else f.cp * f.tp
-    outer = f.dp * f.cp if f.etp == f.tp else f.dp * f.cp * f.tp
+    inner, outer = _expert_borders(f)
     return f.ep > 1 and (f.ep % inner > 0 or outer % f.ep > 0)
 
 
 def _expert_grid_said(f: Facts) -> str:
-    inner = f.cp if f.etp == f.tp else f.cp * f.tp
-    outer = f.dp * f.cp if f.etp == f.tp else f.dp * f.cp * f.tp
+    inner, outer = _expert_borders(f)
     tried = near(f.ep, lambda n: n % inner == 0 and outer % n == 0, outer)
     return f"ep={f.ep} must be a multiple of {inner} and a divisor of {outer}; try ep {tried}"
 

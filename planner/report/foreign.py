@@ -47,11 +47,8 @@ def file_report(found: FileReport) -> Group:
         if lines:
             parts += [Text(), Text(head, style="bold cyan"), *_listed(lines)]
     if found.neutral:
-        count = len(found.neutral)
-        parts += [
-            Text(),
-            Text(f"{count} more settings touch neither layout, memory nor step time."),
-        ]
+        more = f"{len(found.neutral)} more {'setting' if len(found.neutral) == 1 else 'settings'}"
+        parts += [Text(), Text(f"Without a part in layout, memory or step time: {more}.")]
     return Group(*parts)
 
 

@@ -180,26 +180,23 @@ def bundle_name(plan: Plan) -> str:
     return f"{plan.model.name}-{len(plan.rank_map)}gpu"
 
 
-def launch_lines(plan: Plan, folder: Path) -> list[str]:
+def launch_lines(plan: Plan, folder: Path, script: str = "launch.sh") -> list[str]:
     """Return the commands that start an exported plan where it belongs."""
     place = shlex.quote(str(folder))
     if len(plan.rank_map) > plan.cluster.gpus_per_node:
         return [f"cd {place} && sbatch job.sbatch"]
-    return [f"bash {place}/launch.sh"]
+    return [f"bash {place}/{script}"]
 
 
 def _next(plan: Plan, saved: Path | None, command: str) -> list[RenderableType]:
     """Return the commands to type next: export and launch."""
-    if plan.job.software.name != "torch-launcher":
-        return [
-            Text(f"Next: {plan.job.software.name} plans cannot be exported yet; the layout above"),
-            Text("names its degrees. A plan for --target torch can be exported and run."),
-        ]
+    megatron = plan.job.software.name != "torch-launcher"
+    target, script = ("megatron", "megatron.sh") if megatron else ("torch", "launch.sh")
     file = saved or Path("plan.json")
     folder = Path(bundle_name(plan))
     steps = [] if saved else [f"{command or 'planner recommend ...'} --output {file}"]
-    steps.append(f"planner export {shlex.quote(str(file))} --target torch --output {folder}")
-    steps += launch_lines(plan, folder)
+    steps.append(f"planner export {shlex.quote(str(file))} --target {target} --output {folder}")
+    steps += launch_lines(plan, folder, script)
     lines = [Text(f"  {step}", "green", no_wrap=True, overflow="ignore") for step in steps]
     return [Text(), Text("Next", style="bold cyan"), *lines]
 

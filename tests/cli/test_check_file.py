@@ -80,7 +80,7 @@ def test_memory_and_step_time_on_a_cluster(script: Path) -> None:
     assert result.stdout.startswith("Fits: tp4 pp4 mb1 zero0 needs ")
     for words in ("Estimated step time", "MFU", "of 989 TFLOP/s", "tokens/s per GPU",
                   "the file starts 8 ranks, the cluster has 16 GPUs", "Does nothing",
-                  "Not understood", "--odd-thing 7", "1 more settings"):  # fmt: skip
+                  "Not understood", "--odd-thing 7", "1 more setting."):  # fmt: skip
         assert words in result.stdout
 
 

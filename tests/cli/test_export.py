@@ -90,7 +90,7 @@ def test_megatron_is_written_and_checked(megatron_plan: Path, tmp_path: Path) ->
     result = planner("export", megatron_plan, "--target", "megatron", "--output", folder)
 
     assert result.exit_code == 0
-    assert result.stdout == f"bash '{folder}/megatron.sh'\n"
+    assert result.stdout == f"cd '{folder}' && sbatch job.sbatch\n"  # two nodes
     assert {path.name for path in folder.iterdir()} == CLUSTER_FILES | {"megatron.sh"}
     plan = load(Plan, megatron_plan)
     checked = planner("check", folder / "megatron.sh", "--cluster", "dgx-h100", "--nodes", "2",

@@ -19,8 +19,16 @@ PYTHON = os.environ.get("PLANNER_ORACLE_PYTHON", sys.executable)
 
 @cache
 def present(module: str) -> bool:
-    """Whether the interpreter has ``module``; asked once."""
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    """Whether the interpreter has ``package.part.name``; asked once, without importing it."""
+    package, _, rest = module.partition(".")
+    code = (
+        "import importlib.util, pathlib, sys\n"
+        f"found = importlib.util.find_spec({package!r})\n"
+        "places = list(found.submodule_search_locations) if found else []\n"
+        f"name = {rest.replace('.', '/')!r}\n"
+        "sys.exit(not any((pathlib.Path(one) / name).exists()\n"
+        "                 or (pathlib.Path(one) / f'{name}.py').exists() for one in places))"
+    )
     return subprocess.run([PYTHON, "-c", code], check=False, capture_output=True).returncode == 0
 
 
@@ -33,4 +41,4 @@ def ask(script: str, module: str, question: Any) -> Any:
         check=False, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout)
+    return json.loads(result.stdout.splitlines()[-1])  # some greet on stdout before

@@ -45,7 +45,8 @@ def _titan_shards(layout: Layout) -> bool:
 
 DEEPSPEED = list(random_plans(
     100, ["llama", "tied", "qwen", "gpt"],
-    obeys("deepspeed", lambda one: one.pp == 1 and one.etp == 1), precisions=("bf16", "fp16"),
+    obeys("deepspeed", lambda one: one.pp == one.etp == 1
+          and one.shard.optimizer in (1, one.dp * one.cp)), precisions=("bf16", "fp16"),
 ))  # fmt: skip
 NANOTRON = list(random_plans(
     100, ["llama"],
@@ -157,6 +158,7 @@ REFUSED = [
     (write_deepspeed, build_plan(pp=2), "PipelineModule"),
     (write_deepspeed, build_plan(dp=4, recompute_layers=1), "recomputes all or none"),
     (write_deepspeed, build_plan(dp=2, rank_map=[1, 0]), "rank_map"),
+    (write_deepspeed, build_plan(dp=4, shard_optimizer=2), "shards over 2 of 4 ranks"),
     (write_nanotron, build_plan(dp=4, zero=2), "N8"),
     (write_nanotron, build_plan(tp=8), "N3"),
     (write_nanotron, build_plan(load_model("gpt2"), job_spec=_job(8)), "learned positions"),

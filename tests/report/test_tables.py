@@ -207,11 +207,12 @@ def test_unsaved_plan_is_asked_for_again_with_output() -> None:
     assert f"  {command} --output plan.json\n" in text  # one line, however narrow
 
 
-def test_plan_that_cannot_be_exported_says_so() -> None:
-    text = printed(tables.plan_report(build_plan()))
+def test_a_plan_for_megatron_is_offered_as_its_script() -> None:
+    text = printed(tables.plan_report(build_plan(dp=8)))
 
-    assert "cannot be exported yet" in text
-    assert "planner export" not in text
+    assert "planner export plan.json --target megatron --output" in text
+    assert "/megatron.sh" in text
+    assert "launch.sh" not in text
 
 
 def test_several_nodes_go_to_slurm() -> None:

@@ -1,0 +1,153 @@
+"""What we write is accepted by the frameworks' own parsers, and read by them as we mean it.
+
+They are asked where they are installed; ``PLANNER_ORACLE_PYTHON`` names an interpreter that has
+them (torchtitan 0.2, DeepSpeed, accelerate, SkyPilot, nanotron).
+"""
+
+import itertools
+import json
+import random
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from planner.formats.accelerate import read_accelerate
+from planner.formats.deepspeed import read_deepspeed, write_deepspeed
+from planner.formats.nanotron import write_nanotron
+from planner.formats.settle import settle
+from planner.formats.skypilot import write_skypilot
+from planner.formats.torchtitan import read_torchtitan
+from planner.formats.torchtitan_toml import write_torchtitan
+from planner.formats.work import work_of_plan
+from tests.formats.oracles import ask
+from tests.formats.test_other_formats import DEEPSPEED, NANOTRON, TORCHTITAN
+
+pytestmark = pytest.mark.slow
+
+
+def test_deepspeed_reads_what_was_meant() -> None:
+    works = [work_of_plan(plan) for plan in DEEPSPEED]
+    # tensor parallel ranks see the same batch: DeepSpeed itself learns of them from its engine
+    asked = [[json.loads(write_deepspeed(work)), work.layout.dp * work.layout.cp] for work in works]
+    answers = ask("oracle_deepspeed.py", "deepspeed", asked)
+
+    for work, answer in zip(works, answers, strict=True):
+        assert answer == {
+            "error": "", "batch": work.job.global_batch, "micro": work.layout.micro_batch,
+            "steps": work.layout.micro_batches(work.job.global_batch),
+            "zero": work.layout.shard.zero_stage(),
+        }  # fmt: skip
+
+
+def deepspeed_questions() -> list[list[Any]]:
+    rng = random.Random(3)
+    found: list[list[Any]] = []
+    for batch, micro, steps in itertools.product((16, 32, 30), (1, 2, None), (1, 2, None)):
+        sizes = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": micro,
+                 "gradient_accumulation_steps": steps}  # fmt: skip
+        config: dict[str, Any] = {name: value for name, value in sizes.items() if value}
+        zero: dict[str, Any] = {"stage": rng.choice([0, 1, 2, 3, 3, 3, 4])}
+        if rng.random() < 0.1:
+            zero["no_such_setting"] = 1
+        config |= {"zero_optimization": zero, "bf16": {"enabled": True}}
+        if rng.random() < 0.1:
+            config["fp16"] = {"enabled": True}
+        found.append([config, 8])
+    return found
+
+
+def test_deepspeed_refuses_what_our_rules_refuse() -> None:
+    questions = deepspeed_questions()
+    answers = ask("oracle_deepspeed.py", "deepspeed", questions)
+
+    differ = []
+    for (config, ranks), answer in zip(questions, answers, strict=True):
+        setup = read_deepspeed(Path("ds.json"), json.dumps(config), {})
+        found = settle(setup, gpus=ranks).problems
+        if bool(found) != bool(answer["error"]):
+            differ.append((config, found, answer["error"]))
+    assert differ == []
+    assert 5 < sum(bool(answer["error"]) for answer in answers) < len(answers) - 4
+
+
+def test_torchtitan_reads_what_was_meant() -> None:
+    works = [work_of_plan(plan) for plan in TORCHTITAN]
+    texts = [write_torchtitan(work) for work in works]
+    asked = [[text, work.ranks] for text, work in zip(texts, works, strict=True)]
+    answers = ask("oracle_torchtitan.py", "torchtitan.config.job_config", asked)
+
+    assert [answer["error"] for answer in answers] == [""] * len(works)
+    for work, text, answer in zip(works, texts, answers, strict=True):
+        written = tomllib.loads(text)
+        for section in ("parallelism", "training"):
+            assert written[section].items() <= answer[section].items()
+        assert answer["parallelism"]["tensor_parallel_degree"] == work.layout.tp
+        assert answer["mode"] == written["activation_checkpoint"]["mode"]
+
+
+def test_torchtitan_refuses_degrees_that_our_rules_refuse() -> None:
+    rng = random.Random(8)
+    names = ("tensor", "context", "pipeline", "expert", "expert_tensor", "data_parallel_shard")
+    questions = []
+    for _ in range(80):
+        sizes = {name: rng.choice([1, 1, 2, 3, 4]) for name in names}
+        sizes["data_parallel_shard"] = rng.choice([-1, -1, 2, 8])
+        lines = [f"{name}_parallel_degree = {size}" if "data" not in name
+                 else f"{name}_degree = {size}" for name, size in sizes.items()]  # fmt: skip
+        text = '[model]\nname = "llama3"\nflavor = "8B"\n[parallelism]\n' + "\n".join(lines)
+        questions.append([text, 16])
+    answers = ask("oracle_torchtitan.py", "torchtitan.config.job_config", questions)
+
+    differ = []
+    for (text, ranks), answer in zip(questions, answers, strict=True):
+        setup = read_torchtitan(Path("job.toml"), text, {})
+        every = settle(setup, gpus=ranks).problems
+        found = [text for text in every if text[:3] in ("T1:", "T2:", "T3:")]
+        if bool(found) != bool(answer["error"]):
+            differ.append((text, found, answer["error"]))
+    assert differ == []
+    assert 10 < sum(bool(answer["error"]) for answer in answers) < 70
+
+
+FSDP2 = "distributed_type: FSDP\nnum_processes: 8\nmixed_precision: bf16\n"
+# extra lines of an accelerate file; the framework decides which it refuses
+ACCELERATE = [
+    "", "num_machines: 2\n", "foo: 1\n", "fsdp_config:\n  fsdp_version: 2\n  foo: 1\n",
+    "deepspeed_confg:\n  zero_stage: 3\n", "main_process_port: 29500\n", "gpu_ids: all\n",
+]  # fmt: skip
+
+
+def test_accelerate_refuses_settings_that_we_call_unknown() -> None:
+    texts = [FSDP2 + extra for extra in ACCELERATE]
+    answers = ask("oracle_accelerate.py", "accelerate", texts)
+
+    refused = [bool(answer["error"]) for answer in answers]
+    ours = [bool(read_accelerate(Path("a.yaml"), text, {}).problems) for text in texts]
+    assert ours == refused == [False, False, True, False, True, False, False]
+
+
+def test_skypilot_takes_the_task() -> None:
+    works = [work_of_plan(plan) for plan in DEEPSPEED[:20]]
+    tasks = [yaml.safe_load(write_skypilot(work, "launch.sh")) for work in works]
+    wrong = {"name": "x", "num_nodes": "many", "rum": "y"}
+
+    answers = ask("oracle_skypilot.py", "sky", [*tasks, wrong])
+
+    assert answers[:-1] == [[]] * len(tasks)
+    assert len(answers[-1]) == 2
+
+
+def test_nanotron_reads_what_was_meant() -> None:
+    works = [work_of_plan(plan) for plan in NANOTRON]
+    answers = ask("oracle_nanotron.py", "nanotron", [write_nanotron(work) for work in works])
+
+    for work, answer in zip(works, answers, strict=True):
+        layout = work.layout
+        assert answer == {
+            "error": "", "degrees": [layout.dp, layout.tp, layout.pp, layout.cp],
+            "batch": [layout.micro_batch, layout.micro_batches(work.job.global_batch)],
+            "layers": work.model.layers, "zero": layout.shard.zero_stage(),
+        }  # fmt: skip
