@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from planner.cli import (
+    calibrate,
     catalog,
     check,
     convert,
@@ -59,6 +60,7 @@ app.add_typer(check.explain, name="explain")
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("validate")(validate.validate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("profile")(profile.profile)
 app.command("models")(catalog.models)
 app.command("clusters")(catalog.clusters)
