@@ -12,7 +12,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from planner.cli import catalog, check, convert, export, profile, recommend, simulate, validate
+from planner.cli import (
+    calibrate,
+    catalog,
+    check,
+    convert,
+    explain_speed,
+    export,
+    profile,
+    recommend,
+    simulate,
+    validate,
+)
 from planner.errors import PlannerError
 
 BUG, INTERRUPTED = 70, 130
@@ -45,11 +56,13 @@ app = typer.Typer(
 )
 app.command("recommend")(recommend.recommend)
 app.command("check")(check.check)
+check.explain.command("speed")(explain_speed.explain_speed)
 app.add_typer(check.explain, name="explain")
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("simulate")(simulate.simulate)
 app.command("validate")(validate.validate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("profile")(profile.profile)
 app.command("models")(catalog.models)
 app.command("clusters")(catalog.clusters)
