@@ -12,6 +12,7 @@ from planner.plan import (
     LayoutRecord,
     Plan,
     SearchRecord,
+    SimulatedRecord,
     StageRecord,
 )
 from planner.search.families import family_bests, lost_families
@@ -26,6 +27,7 @@ from planner.spec.model import ModelSpec
 
 MOST_NODES_TRIED = 64  # times the nodes asked for
 SHORTEST_SEQUENCE = 256
+MOST_SIMULATED = 200  # layouts listed with time and memory only
 ILP_SECONDS = 0.5  # per layout; the integer programmes of 80 layers on 8 stages take 0.1-0.9 s
 
 
@@ -97,6 +99,21 @@ def build_plan(
         ),
         alternatives=tuple(_candidate(step, best) for step in steps[1:]),
         lost=tuple(lost),
+        simulated=_simulated(found, steps),
+    )
+
+
+def _simulated(found: Search, shown: list[StepEstimate]) -> tuple[SimulatedRecord, ...]:
+    """Return time and memory of the fastest layouts that are not in ``shown``."""
+    others = found.steps.keys() - {step.layout for step in shown}
+    steps = sorted((found.steps[layout] for layout in others), key=lambda s: s.step_time_s)
+    return tuple(
+        SimulatedRecord(
+            label=step.layout.label(),
+            step_time_s=step.step_time_s,
+            memory_bytes=step.memory.device,
+        )
+        for step in steps[:MOST_SIMULATED]
     )
 
 

@@ -98,9 +98,15 @@ def end_times(graph: Topology, task_s: ArrayLike, lag_s: ArrayLike | None = None
 
 
 def critical_path(
-    graph: Topology, task_s: ArrayLike, lag_s: ArrayLike | None = None
+    graph: Topology,
+    task_s: ArrayLike,
+    lag_s: ArrayLike | None = None,
+    last: int | None = None,
 ) -> CriticalPath:
-    """Return length, start, end and one longest path for a single set of times."""
+    """Return length, start, end and one longest path for a single set of times.
+
+    The path leads to the task ``last``, by default to the one that ends last.
+    """
     tasks_s = np.asarray(task_s, dtype=float)
     lags_s = np.zeros(len(graph.tails)) if lag_s is None else np.asarray(lag_s, dtype=float)
     end_s = end_times(graph, tasks_s, lags_s)
@@ -111,11 +117,11 @@ def critical_path(
     binding = np.full(graph.tasks, -1)
     by_arrival = np.argsort(arrival, kind="stable")
     binding[graph.heads[by_arrival]] = graph.tails[by_arrival]
-    task = int(end_s.argmax())
+    task = int(end_s.argmax()) if last is None else last
     path = [task]
     while (task := int(binding[task])) >= 0:
         path.append(task)
-    return CriticalPath(float(end_s.max()), end_s - tasks_s, end_s, tuple(reversed(path)))
+    return CriticalPath(float(end_s[path[0]]), end_s - tasks_s, end_s, tuple(reversed(path)))
 
 
 def _sorted_rows(times: FloatArray, batch: tuple[int, ...], order: IntArray) -> FloatArray:

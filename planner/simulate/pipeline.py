@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from planner.schedule.orders import Order, checked_group, order
-from planner.simulate.critical_path import Topology, end_times, topology
+from planner.simulate.critical_path import Topology, critical_path, end_times, topology
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -38,6 +38,16 @@ class PipelineResult:
     first_forward_start_s: FloatArray
     first_backward_s: FloatArray
     last_backward_end_s: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassTimes:
+    """Start, end, and place on one longest path, of each pass: ``[stages, 2 * passes]``."""
+
+    order: Order
+    start_s: FloatArray
+    end_s: FloatArray
+    critical: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +143,11 @@ def pass_times(
     send_s: ArrayLike,
     overlap_p2p: bool,
     group: int | None = None,
-) -> tuple[Order, FloatArray, FloatArray]:
-    """Return the order and the start and end of each of its passes, for a timeline.
+    tail_s: FloatArray | float = 0.0,
+) -> PassTimes:
+    """Return when each pass runs; arguments as ``pipeline_time`` without batch.
 
-    Arguments as ``pipeline_time`` without batch; both arrays are ``[stages, 2 * passes]``.
+    The critical path ends where a rank is done with ``tail_s`` ``[stages]`` after its last pass.
     """
     group = checked_group(kind, stages, micro_batches, chunks, group)
     shape = Shape(kind, stages, chunks, micro_batches, group, overlap_p2p)
@@ -144,11 +155,15 @@ def pass_times(
     passes, made = order(kind, stages, micro_batches, chunks, group), _tasks(shape)
     stage = passes.virtual_stage()
     own_s = np.where(passes.backward, times.backward_s[0][stage], times.forward_s[0][stage])
-    end_s = _end_s(shape, times)[0][made.task]
+    task_s, lag_s = (seconds[0] for seconds in _task_s(shape, times))
+    task_end_s = end_times(made.graph, task_s, lag_s)
+    done_s = task_end_s[made.task[:, -1]] + tail_s
+    last = int(made.task[done_s.argmax(), -1])
+    path = critical_path(made.graph, task_s, lag_s, last).path
     # the forward pass of a pair ends where its backward pass starts
     pair = np.append(made.task[:, 1:] == made.task[:, :-1], np.zeros((stages, 1), bool), axis=1)
-    end_s = end_s - np.where(pair, np.roll(own_s, -1, axis=1), 0.0)
-    return passes, end_s - own_s, end_s
+    end_s = task_end_s[made.task] - np.where(pair, np.roll(own_s, -1, axis=1), 0.0)
+    return PassTimes(passes, end_s - own_s, end_s, np.isin(made.task, path))
 
 
 def _times(
@@ -272,17 +287,20 @@ def _period_s(shape: Shape, end_s: FloatArray, cycle: int) -> FloatArray:
     return np.asarray((end_s[:, now] - end_s[:, earlier]).mean(axis=1))
 
 
-def _end_s(shape: Shape, times: Times) -> FloatArray:
-    """Return the end of every task, ``[candidates, tasks]``."""
+def _task_s(shape: Shape, times: Times) -> tuple[FloatArray, FloatArray]:
+    """Return the seconds of every task ``[candidates, tasks]`` and edge ``[candidates, edges]``."""
     made = _tasks(shape)
     none = np.zeros((len(times.forward_s), 1))  # what index -1 stands for
     forward, backward, send = (
         np.concatenate([seconds, none], axis=1)
         for seconds in (times.forward_s, times.backward_s, times.send_s)
     )
-    return end_times(
-        made.graph, forward[:, made.forward] + backward[:, made.backward], send[:, made.boundary]
-    )
+    return forward[:, made.forward] + backward[:, made.backward], send[:, made.boundary]
+
+
+def _end_s(shape: Shape, times: Times) -> FloatArray:
+    """Return the end of every task, ``[candidates, tasks]``."""
+    return end_times(_tasks(shape).graph, *_task_s(shape, times))
 
 
 def _measures(shape: Shape, times: Times, end_s: FloatArray) -> FloatArray:

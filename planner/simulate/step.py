@@ -178,24 +178,37 @@ def schedule_name(layout: Layout) -> str:
     return "1f1b" if layout.vpp == 1 else "interleaved_1f1b"
 
 
-def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) -> StepEstimate:
-    """Estimate one optimizer step of ``layout``; ``split`` overrides the layers of each stage."""
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What one pipeline rank does after its last pass, in seconds.
+
+    ``stall_s`` waits for a slow node; ``data_parallel_s`` reduces gradients and gathers weights.
+    """
+
+    stall_s: float
+    data_parallel_s: float
+    optimizer_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.stall_s + self.data_parallel_s + self.optimizer_s
+
+
+def stage_costs(prices: Prices, layout: Layout, split: Split | None) -> list[StageCost]:
+    """Return the cost of one micro-batch on each (virtual) stage."""
+    stages = stage_layers(prices.model, layout.pp * layout.vpp, split)
+    return [stage_cost(prices, layout, stage) for stage in stages]
+
+
+def tails(
+    prices: Prices, layout: Layout, split: Split | None, costs: list[StageCost]
+) -> list[Tail]:
+    """Return what each pipeline rank does after its last pass."""
     job, cluster, model = prices.job, prices.cluster, prices.model
     micro_batches = layout.micro_batches(job.global_batch)
-    stages = stage_layers(model, layout.pp * layout.vpp, split)
-    costs = [stage_cost(prices, layout, stage) for stage in stages]
-    pipeline = pipeline_time(
-        schedule_name(layout),
-        layout.pp,
-        layout.vpp,
-        micro_batches,
-        np.array([cost.forward_s for cost in costs]),
-        np.array([cost.backward_s for cost in costs]),
-        _hops_s(prices, layout),
-        job.software.overlap_pipeline,
-    )
     stall = slow_node_stall_s(job.software, layout, cluster, micro_batches)
-    tails = []
+    found = []
     for rank in range(layout.pp):
         held = rank_layers(model, layout.pp, layout.vpp, rank, split)
         local = stage_local(model, held, layout.tp, layout.ep, layout.etp, job.software)
@@ -203,23 +216,48 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
         gradient = _gradient_tail_s(prices, layout, local, sum(c.backward_s for c in mine))
         weights = _weight_gather_s(prices, layout, local, sum(c.forward_s for c in mine))
         update = optimizer_s(local, layout, job.software, cluster)
-        end = float(pipeline.last_backward_end_s[rank]) + stall
-        tails.append((end + gradient + weights + update, gradient + weights, update))
-    total = max(tail[0] for tail in tails)
+        found.append(Tail(stall, gradient + weights, update))
+    return found
+
+
+def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) -> StepEstimate:
+    """Estimate one optimizer step of ``layout``; ``split`` overrides the layers of each stage."""
+    job, cluster, model = prices.job, prices.cluster, prices.model
+    micro_batches = layout.micro_batches(job.global_batch)
+    costs = stage_costs(prices, layout, split)
+    pipeline = pipeline_time(*pipeline_inputs(prices, layout, costs))
+    after = tails(prices, layout, split, costs)
+    ends = zip(pipeline.last_backward_end_s, after, strict=True)
+    total = max(float(end) + tail.total_s for end, tail in ends)
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
-    _, data_parallel, update = tails[busiest]
-    parts_s = _attribute(costs[busiest :: layout.pp], micro_batches, total, data_parallel, update)
+    parts_s = _attribute(costs[busiest :: layout.pp], micro_batches, total, after[busiest])
     flops = model_flops_per_token(model, job.seq_len) * job.global_batch * job.seq_len
     peak = half_precision_peak(cluster.gpu)
     return StepEstimate(
         layout,
-        split or Split(tuple(stage.layers for stage in stages)),
+        split or Split(tuple(s.layers for s in stage_layers(model, layout.pp * layout.vpp))),
         total,
         parts_s,
         peak_memory(model, job, layout, split),
         flops / (total * layout.gpus * peak),
         peak,
         job.global_batch * job.seq_len / (total * layout.gpus),
+    )
+
+
+def pipeline_inputs(
+    prices: Prices, layout: Layout, costs: list[StageCost]
+) -> tuple[str, int, int, int, FloatArray, FloatArray, FloatArray, bool]:
+    """Return the arguments of ``pipeline_time`` and ``pass_times`` for one layout."""
+    return (
+        schedule_name(layout),
+        layout.pp,
+        layout.vpp,
+        layout.micro_batches(prices.job.global_batch),
+        np.array([cost.forward_s for cost in costs]),
+        np.array([cost.backward_s for cost in costs]),
+        _hops_s(prices, layout),
+        prices.job.software.overlap_pipeline,
     )
 
 
@@ -241,7 +279,7 @@ def step_interval(step: StepEstimate, cluster: ClusterSpec) -> tuple[float, floa
 
 
 def _attribute(
-    costs: list[StageCost], micro_batches: int, total: float, data_parallel: float, update: float
+    costs: list[StageCost], micro_batches: int, total: float, tail: Tail
 ) -> dict[str, float]:
     """Split the step on the busiest rank; what is left is waiting for other stages."""
     busy = Seconds()
@@ -256,8 +294,8 @@ def _attribute(
         "context_parallel": busy.cp,
         "expert_parallel": busy.ep,
         "host": busy.host,
-        "data_parallel": busy.dp + data_parallel,
-        "optimizer": update,
+        "data_parallel": busy.dp + tail.data_parallel_s,
+        "optimizer": tail.optimizer_s,
     }
     parts["pipeline"] = total - sum(parts.values())
     return parts

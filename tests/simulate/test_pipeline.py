@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planner.errors import LayoutError
 from planner.schedule.orders import FloatArray, Order, group_problem, legal_group, order
 from planner.simulate import pipeline
-from planner.simulate.pipeline import PipelineResult, pass_times, pipeline_time
+from planner.simulate.pipeline import PassTimes, PipelineResult, pass_times, pipeline_time
 
 FIELDS = (
     "total_s",
@@ -151,10 +151,14 @@ class Case:
         )  # fmt: skip
 
     def timeline(self, overlap: bool) -> tuple[FloatArray, FloatArray]:
+        found = self.pass_times(overlap)
+        return found.start_s, found.end_s
+
+    def pass_times(self, overlap: bool, tail_s: FloatArray | float = 0.0) -> PassTimes:
         return pass_times(
             self.kind, self.stages, self.chunks, self.micro_batches, self.forward_s,
-            self.backward_s, self.send_s, overlap, self.group,
-        )[1:]  # fmt: skip
+            self.backward_s, self.send_s, overlap, self.group, tail_s,
+        )  # fmt: skip
 
     def slowly(self) -> tuple[FloatArray, FloatArray]:
         """Return start and end of each pass with overlapped transfers, pass by pass."""
@@ -310,6 +314,33 @@ def test_a_timeline_has_no_two_passes_at_once_on_a_rank(case: Case, overlap: boo
     assert start.shape == case.passes.backward.shape
     assert (start[:, 1:] >= end[:, :-1] - 1e-9).all()
     assert end.max() == pytest.approx(case.run(overlap).total_s)
+
+
+@settings(deadline=None)
+@given(cases(), st.booleans())
+def test_without_transfers_the_critical_path_fills_the_step(case: Case, overlap: bool) -> None:
+    found = replace(case, send_s=0 * case.send_s).pass_times(overlap)
+    own_s = found.end_s - found.start_s
+
+    assert own_s[found.critical].sum() == pytest.approx(found.end_s.max())
+
+
+@settings(deadline=None)
+@given(cases(), st.booleans(), st.integers(0, 3))
+def test_the_critical_path_ends_at_the_rank_with_the_longest_tail(
+    case: Case, overlap: bool, rank: int
+) -> None:
+    rank %= case.stages
+    plain, found = case.pass_times(overlap), case.pass_times(overlap, _tail_s(case, rank))
+
+    assert found.critical[rank, -1]
+    assert found.end_s[found.critical].max() == found.end_s[rank, -1]
+    np.testing.assert_allclose(found.end_s, plain.end_s, atol=1e-9)
+
+
+def _tail_s(case: Case, rank: int) -> FloatArray:
+    """Return tails of which that of ``rank`` outlasts everything."""
+    return 1e6 * (np.arange(case.stages) == rank)
 
 
 @pytest.mark.parametrize(
