@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from planner.cli import catalog, check, convert, export, profile, recommend, validate
+from planner.cli import catalog, check, convert, export, profile, recommend, report, validate
 from planner.errors import PlannerError
 
 BUG, INTERRUPTED = 70, 130
@@ -46,6 +46,7 @@ app = typer.Typer(
 app.command("recommend")(recommend.recommend)
 app.command("check")(check.check)
 app.add_typer(check.explain, name="explain")
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("validate")(validate.validate)
