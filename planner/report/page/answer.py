@@ -24,10 +24,12 @@ def answer(facts: Facts) -> Markup:
         f"run by {job.software.name}"
     )
     words = f"{layout_words(plan.layout)}, {recomputed(plan)}"
+    unbroken = [tag("span", word) for word in (words[0].upper() + words[1:]).split(", ")]
+    title = join(*(part for word in unbroken for part in (", ", word)))
     return tag(
         "header",
         tag("p", asked, class_="asked"),
-        tag("h1", words[0].upper() + words[1:]),
+        tag("h1", Markup(title[2:])),
         tag("p", tag("code", plan.to_layout().label()), class_="label"),
         tag("dl", *_tiles(facts), class_="tiles"),
         _differences(facts),

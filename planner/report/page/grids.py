@@ -45,8 +45,8 @@ def grids_card(plan: Plan) -> Markup:
     if plan.model.moe:
         parts.append(_drawn(grid_of(plan, "expert", EXPERT_AXES)))
     else:
-        parts.append(tag("p", "The model has no experts, so the expert grid is the same ranks with "
-                         "nothing to place.", class_="hint"))  # fmt: skip
+        text = "The model has no experts, so there is no expert grid."
+        parts.append(tag("p", text, class_="hint"))
     return card("grids", "Ranks on the machines", lead, *parts)
 
 

@@ -6,9 +6,10 @@ from itertools import groupby
 from planner.memory.estimate import RankMemory
 from planner.memory.interval import memory_interval
 from planner.report.page.facts import Facts
-from planner.report.page.markup import Markup, card, details, join, number, percent_of, table, tag
+from planner.report.page.markup import Markup, card, details, number, percent_of, table, tag
 from planner.report.words import gib
 
+MOST_ROWS = 8  # with a second line each
 COMPONENTS = {
     "weights": "weights",
     "gradients": "gradients",
@@ -46,7 +47,7 @@ def memory_card(facts: Facts) -> Markup:
         tag("caption", "Peak memory of each pipeline rank", class_="hidden"),
         tag("thead", head),
         tag("tbody", *rows),
-        class_="bars",
+        class_="bars" if len(groups) <= MOST_ROWS else "bars compact",
     )
     return card("memory", "Memory", lead, _legend(facts), bars, _numbers(facts, groups))
 
@@ -129,6 +130,9 @@ def _numbers(facts: Facts, groups: Sequence[Sequence[int]]) -> Markup:
     for group in groups:
         memory = facts.memory[group[0]]
         cells = [number(size, gib(size)) for size in sizes(memory).values()]
-        rows.append([_span(group), *cells, join(number(memory.device, gib(memory.device)))])
-    titles = ["rank", *COMPONENTS.values(), "total"]
+        low, high = memory_interval(memory)
+        total = number(memory.device, gib(memory.device))
+        ends = [f"{gib(low)} to {gib(high)}", memory.moment]
+        rows.append([_span(group), _layers(facts, group), *cells, total, *ends])
+    titles = ["rank", "holds", *COMPONENTS.values(), "total", "four of five runs", "peak in"]
     return details("All numbers", table("Memory by component, GiB", titles, rows))

@@ -105,15 +105,16 @@
   const LEFT = 58, TOP = 22, WIDEST_GAP = 24;
   const ranks = data.ranks.length, height = ranks > 24 ? 13 : ranks > 8 ? 20 : 28;
   const [cut, resume] = data.fold ?? [Infinity, Infinity];
-  const gap = data.fold ? data.ticks * 0.02 : 0;
+  const gap = data.fold ? (data.ticks - (resume - cut)) * 0.05 : 0;
   const full = data.fold ? data.ticks - (resume - cut) + gap : data.ticks;
   const fold = (t) => (t < cut ? t : t - (resume - cut) + gap); // time to place
   const unfold = (p) => (p < cut ? p : p < cut + gap ? cut : p + (resume - cut) - gap);
   const view = { from: 0, width: full };
-  let picked = null, path = true;
+  let picked = null, path = true, moved = false;
 
   const seconds = (ticks) => {
     const s = ticks * data.tick_s;
+    if (s === 0) return "0 s";
     for (const [unit, name] of [[1, "s"], [1e-3, "ms"], [1e-6, "us"]]) {
       if (Math.abs(s) >= unit) return `${Number((s / unit).toPrecision(4))} ${name}`;
     }
@@ -247,9 +248,17 @@
   }, { passive: false });
   host.addEventListener("dblclick", (event) => zoom(0.4, placeOf(event.clientX)));
 
+  host.addEventListener("click", (event) => {
+    const bar = moved ? null : find(event);
+    if (!bar) return;
+    select(bar);
+    say(words(bar), event.clientX, event.clientY);
+  });
+
   // drag to move, two fingers to zoom
   const held = new Map();
   host.addEventListener("pointerdown", (event) => {
+    moved = false;
     held.set(event.pointerId, event.clientX);
     host.setPointerCapture(event.pointerId);
     host.classList.add("held");
@@ -269,6 +278,8 @@
       else hush();
       return;
     }
+    if (Math.abs(event.clientX - before) < 4 && !moved) return;
+    moved = true;
     hush();
     if (held.size === 1) show(view.from - ((event.clientX - before) / plotWidth()) * view.width, view.width);
     if (held.size === 2) {

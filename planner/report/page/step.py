@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.cost.layer import Seconds
 from planner.report.page.facts import Facts
@@ -19,7 +20,8 @@ from planner.report.page.markup import (
 from planner.report.tables import CAUSES
 from planner.report.words import percent, seconds
 
-MOST_PASSES = 6000  # of all ranks together; more and the middle of the step is folded
+IntArray = NDArray[np.int64]
+MOST_PASSES = 6000  # of all ranks together
 TICKS = 1_000_000  # start times are whole millionths of the step
 CAUSE_OF = {
     "compute": "compute",
@@ -78,7 +80,11 @@ def timeline_card(facts: Facts) -> Markup:
     lead = (
         f"{passes.order.kind}: {passes.order.micro_batches} micro-batches through "
         f"{passes.order.stages} pipeline ranks"
-        + (f" of {passes.order.chunks} chunks" if passes.order.chunks > 1 else "")
+        + (
+            f" of {passes.order.chunks} chunks (every second one darker)"
+            if passes.order.chunks > 1
+            else ""
+        )
         + ". Of each pipeline rank one GPU is shown; the others do the same at the same time."
     )
     if data["fold"]:
@@ -132,10 +138,10 @@ def timeline_data(facts: Facts) -> dict[str, Any]:
     """
     found, passes = facts.timeline, facts.timeline.passes
     total_s = found.step_time_s
-    ticks = np.rint(passes.start_s / total_s * TICKS).astype(int)
+    ticks = np.rint(passes.start_s / total_s * TICKS).astype(np.int64)
     stage = passes.order.virtual_stage()
     code = 4 * stage + 2 * passes.critical + passes.order.backward
-    fold = _fold(ticks)
+    fold = _fold(ticks, int(passes.order.warm_up.max()))
     shown = np.ones_like(ticks, bool) if fold is None else (ticks < fold[0]) | (ticks >= fold[1])
     rows = [
         np.stack([ticks[r], code[r], passes.order.micro_batch[r]], axis=1)[shown[r]].ravel()
@@ -174,15 +180,16 @@ def _parts(cost: Seconds) -> dict[str, float]:
     return {CAUSE_OF[name]: float(f"{part_s:.4g}") for name, part_s in named if part_s > 0}
 
 
-def _fold(starts: Any) -> list[int] | None:
-    """Return the times between which passes are left out, or None if all can be shown.
+def _fold(starts: IntArray, warm_up: int) -> list[int] | None:
+    """Return the times between which passes are left out, or None if few would be.
 
-    Both ends keep about half of ``MOST_PASSES``: the whole warm-up and cool-down of a pipeline.
+    Both ends keep the warm-up or cool-down of the pipeline and some of the steady state, in which
+    the same few passes repeat.
     """
-    if starts.size <= MOST_PASSES:
+    half = min(MOST_PASSES // 2, len(starts) * (3 * warm_up // 2 + 12))
+    if starts.size < 3 * half:
         return None
     in_order = np.sort(starts, axis=None)
-    half = MOST_PASSES // 2
     return [int(in_order[half]), int(in_order[-half])]
 
 
