@@ -99,7 +99,7 @@ def test_eight_bit_goes_to_megatron() -> None:
     assert result.exit_code == 0
     assert "target megatron: the torch program cannot run this job (" in result.stderr
     assert "fp8" in result.stdout
-    assert "planner export" not in result.stdout  # what cannot be exported is not offered
+    assert "planner export plan.json --target megatron" in result.stdout
 
 
 def test_memory_kept_free_changes_the_answer() -> None:
