@@ -105,15 +105,16 @@ def build_plan(
 
 def _simulated(found: Search, shown: list[StepEstimate]) -> tuple[SimulatedRecord, ...]:
     """Return time and memory of the fastest layouts that are not in ``shown``."""
-    others = found.steps.keys() - {step.layout for step in shown}
-    steps = sorted((found.steps[layout] for layout in others), key=lambda s: s.step_time_s)
+    known = {step.layout for step in shown}
+    others = (step for layout, step in found.steps.items() if layout not in known)
+    fastest = sorted(others, key=lambda step: step.step_time_s)[:MOST_SIMULATED]
     return tuple(
         SimulatedRecord(
             label=step.layout.label(),
             step_time_s=step.step_time_s,
             memory_bytes=step.memory.device,
         )
-        for step in steps[:MOST_SIMULATED]
+        for step in fastest
     )
 
 

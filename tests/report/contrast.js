@@ -1,6 +1,6 @@
-// Text whose colour is too close to what it stands on (WCAG 2.1, 1.4.3): [text, ratio, needed].
 () => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  // Text whose colour is too close to what it stands on (WCAG 2.1, 1.4.3): [text, ratio, needed].
+  const parse = (text) => text.match(/[\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
     .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);

@@ -1,39 +1,37 @@
-"""One step pass by pass: it takes as long as the estimate says, and one path explains why."""
-
-from functools import cache
+"""The timeline of a step lasts as long as its estimate, and its parts follow one another."""
 
 import numpy as np
 import pytest
-from hypothesis import given
 
 from planner.cost.layer import Prices
-from planner.layout.layout import Layout
+from planner.layout.layout import Layout, Shard
+from planner.layout.stages import Split
 from planner.simulate.step import estimate_step
 from planner.simulate.timeline import timeline
-from tests.properties.strategies import cluster, job, layouts_of, small
+from planner.spec.cluster import load_cluster
+from planner.spec.huggingface import load_model
+from planner.spec.job import JobSpec
 
-LAYOUTS = layouts_of("small", "dgx-h100", 2)
+LAYOUTS = (
+    (Layout(dp=8, shard=Shard.zero(3, 8)), None),
+    (Layout(tp=2, pp=4, sequence_parallel=True), None),
+    (Layout(pp=4, vpp=2, dp=2, shard=Shard.zero(1, 2)), None),
+    (Layout(pp=4, dp=2, shard=Shard.zero(1, 2)), Split((9, 8, 8, 7), (2, 0, 0, 8))),
+)
 
 
-@cache
-def prices() -> Prices:
-    return Prices(small(), cluster("dgx-h100", 2), job(32))
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(("layout", "split"), LAYOUTS)
+def test_lasts_as_long_as_the_estimate(layout: Layout, split: Split | None, overlap: bool) -> None:
+    job = JobSpec(global_batch=64, seq_len=4096)
+    software = job.software.model_copy(update={"overlap_pipeline": overlap})
+    job = job.model_copy(update={"software": software})
+    prices = Prices(load_model("llama-3-8b"), load_cluster("dgx-h100"), job)
 
+    found = timeline(prices, layout, split)
 
-@given(LAYOUTS)
-def test_it_takes_as_long_as_the_estimate(layout: Layout) -> None:
-    found = timeline(prices(), layout)
-
-    assert found.step_time_s == pytest.approx(estimate_step(prices(), layout).step_time_s)
-    assert len(found.tails) == layout.pp
+    assert found.step_time_s == pytest.approx(estimate_step(prices, layout, split).step_time_s)
     assert len(found.costs) == layout.pp * layout.vpp
-
-
-@given(LAYOUTS)
-def test_the_critical_path_leads_from_the_start_to_the_end(layout: Layout) -> None:
-    found = timeline(prices(), layout)
-    passes = found.passes
-    tails = np.array([tail.total_s for tail in found.tails])
-
-    assert passes.start_s[passes.critical].min() == pytest.approx(0, abs=1e-9)
-    assert passes.critical[(passes.end_s[:, -1] + tails).argmax(), -1]
+    assert len(found.tails) == layout.pp
+    done = found.passes.end_s[:, -1] + np.array([tail.total_s for tail in found.tails])
+    assert found.passes.critical[done.argmax(), -1]
