@@ -131,7 +131,7 @@ def test_the_timeline_is_that_of_the_simulator(name: str) -> None:
     assert max(ends) == pytest.approx(TICKS, abs=5)
     assert data["tick_s"] * TICKS == pytest.approx(plan(name).estimate.step_time_s)
     passes = 2 * found.timeline.passes.order.passes
-    for row in data["ranks"]:
+    for row, warm_up in zip(data["ranks"], found.timeline.passes.order.warm_up, strict=True):
         start, code, _ = np.array(row).reshape(-1, 3).T
         own = np.array([data["stages"][c >> 2]["own"][c & 1] for c in code.tolist()])
         assert (start[1:] - (start + own)[:-1]).min() >= -2  # no two at once, but for rounding
@@ -139,6 +139,8 @@ def test_the_timeline_is_that_of_the_simulator(name: str) -> None:
         if data["fold"]:
             low, high = data["fold"]
             assert not ((low <= start) & (start < high)).any()
+            assert warm_up <= (start < low).sum()  # the whole warm-up and cool-down are shown
+            assert warm_up <= (start >= high).sum()
     assert sum(map(len, data["ranks"])) <= 3 * (MOST_PASSES + len(data["ranks"]))
 
 

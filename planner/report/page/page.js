@@ -107,7 +107,7 @@
   const [cut, resume] = data.fold ?? [Infinity, Infinity];
   const gap = data.fold ? (data.ticks - (resume - cut)) * 0.05 : 0;
   const full = data.fold ? data.ticks - (resume - cut) + gap : data.ticks;
-  const fold = (t) => (t < cut ? t : t - (resume - cut) + gap); // time to place
+  const fold = (t) => (t < resume ? Math.min(t, cut) : t - (resume - cut) + gap); // time to place
   const unfold = (p) => (p < cut ? p : p < cut + gap ? cut : p + (resume - cut) - gap);
   const view = { from: 0, width: full };
   let picked = null, path = true, moved = false;

@@ -184,7 +184,7 @@ def _fold(starts: IntArray, warm_up: int) -> list[int] | None:
     """Return the times between which passes are left out, or None if few would be.
 
     Both ends keep the warm-up or cool-down of the pipeline and some of the steady state, in which
-    the same few passes repeat.
+    the same few passes repeat; of a pipeline with more than ``MOST_PASSES`` there, only the ends.
     """
     half = min(MOST_PASSES // 2, len(starts) * (3 * warm_up // 2 + 12))
     if starts.size < 3 * half:
