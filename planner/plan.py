@@ -4,6 +4,8 @@ layout + stage table + rank map + estimate with interval + why the others lost. 
 inputs, so a plan can be checked and re-estimated without the files it came from.
 """
 
+from html import escape
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from planner.layout.layout import Layout, Recompute, Shard
@@ -11,6 +13,7 @@ from planner.layout.stages import Split
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
+from planner.units import format_bytes, format_s
 
 PLAN_VERSION = 1
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +80,16 @@ class CandidateRecord(BaseModel):
     reason: str
 
 
+class SimulatedRecord(BaseModel):
+    """A layout whose step was simulated, with equal stages."""
+
+    model_config = _FROZEN
+
+    label: str
+    step_time_s: float
+    memory_bytes: float
+
+
 class SearchRecord(BaseModel):
     """How much of the space the search covered and what it proved."""
 
@@ -111,6 +124,10 @@ class Plan(BaseModel):
     search: SearchRecord
     alternatives: tuple[CandidateRecord, ...] = ()
     lost: tuple[CandidateRecord, ...] = ()
+    simulated: tuple[SimulatedRecord, ...] = Field(
+        (), description="The fastest of the other layouts that were simulated."
+    )
+    command: str = Field("", description="The command that made this plan, where one did.")
 
     def to_layout(self) -> Layout:
         """Return the layout as the rules and the cost model take it."""
@@ -127,3 +144,25 @@ class Plan(BaseModel):
         """Return the layers of each stage, and those recomputed in full."""
         again = tuple(stage.recompute_layers for stage in self.stages)
         return Split(tuple(stage.layers for stage in self.stages), again)
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a small table, for notebooks."""
+        estimate = self.estimate
+        low_s, high_s = estimate.step_time_low_s, estimate.step_time_high_s
+        rows = (
+            ("layout", self.to_layout().label()),
+            ("step time", f"{format_s(estimate.step_time_s)} "
+             f"({format_s(low_s)} to {format_s(high_s)})"),
+            ("tokens/s per GPU", f"{estimate.tokens_per_s_per_gpu:,.0f}"),
+            ("MFU", f"{100 * estimate.mfu:.1f} % of {estimate.peak_flops / 1e12:.4g} TFLOP/s"),
+            ("memory", f"{format_bytes(estimate.memory_bytes)} "
+             f"of {format_bytes(estimate.capacity_bytes)}"),
+        )  # fmt: skip
+        gpus = f"{len(self.rank_map)} x {self.cluster.gpu.name}"
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in rows
+        )
+        title = escape(f"{self.model.name} on {gpus}")
+        return f"<table><caption>{title}</caption>{cells}</table>"

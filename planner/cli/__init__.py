@@ -21,6 +21,7 @@ from planner.cli import (
     export,
     profile,
     recommend,
+    report,
     simulate,
     validate,
 )
@@ -58,6 +59,7 @@ app.command("recommend")(recommend.recommend)
 app.command("check")(check.check)
 check.explain.command("speed")(explain_speed.explain_speed)
 app.add_typer(check.explain, name="explain")
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("simulate")(simulate.simulate)

@@ -93,13 +93,14 @@ def recommend(
         if not found.needed_bytes:
             raise no_layout_error(spec, machines, job, runner)
         _say_no(found, machines, as_json, output)
+    found = found.model_copy(update={"command": repeated(ctx)})
     if output is not None:
         save(output, found.model_dump_json(indent=1) + "\n")
         note(f"plan written to {output}")
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
     else:
-        show(plan_report(found, output, repeated(ctx)))
+        show(plan_report(found, output, found.command))
 
 
 def _say_no(found: "NoFit", cluster: "ClusterSpec", as_json: bool, output: Path | None) -> NoReturn:

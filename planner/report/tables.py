@@ -28,6 +28,7 @@ from planner.spec.cluster import ClusterSpec
 LEAST_PART = 0.005  # of the step; smaller causes are not listed
 MOST_FAMILIES = 10
 MOST_STAGES = 16
+EXPORT_TARGETS = {"torch-launcher": "torch", "megatron-core": "megatron"}
 CAUSES = {
     "compute": "compute",
     "recompute": "recompute",
@@ -188,15 +189,28 @@ def launch_lines(plan: Plan, folder: Path, script: str = "launch.sh") -> list[st
     return [f"bash {place}/{script}"]
 
 
+def next_steps(plan: Plan, file: Path) -> list[str]:
+    """Return the commands that export and start a plan; none if nothing exports it."""
+    target = EXPORT_TARGETS.get(plan.job.software.name)
+    if target is None:
+        return []
+    folder = Path(bundle_name(plan))
+    words = ["planner", "export", str(file), "--target", target, "--output", str(folder)]
+    script = "launch.sh" if target == "torch" else f"{target}.sh"
+    return [shlex.join(words), *launch_lines(plan, folder, script)]
+
+
 def _next(plan: Plan, saved: Path | None, command: str) -> list[RenderableType]:
     """Return the commands to type next: export and launch."""
-    megatron = plan.job.software.name != "torch-launcher"
-    target, script = ("megatron", "megatron.sh") if megatron else ("torch", "launch.sh")
     file = saved or Path("plan.json")
-    folder = Path(bundle_name(plan))
-    steps = [] if saved else [f"{command or 'planner recommend ...'} --output {file}"]
-    steps.append(f"planner export {shlex.quote(str(file))} --target {target} --output {folder}")
-    steps += launch_lines(plan, folder, script)
+    steps = next_steps(plan, file)
+    if not steps:
+        return [
+            Text(f"Next: {plan.job.software.name} plans cannot be exported; the layout above"),
+            Text("names its degrees. A plan for --target torch can be exported and run."),
+        ]
+    if not saved:
+        steps.insert(0, f"{command or 'planner recommend ...'} --output {file}")
     lines = [Text(f"  {step}", "green", no_wrap=True, overflow="ignore") for step in steps]
     return [Text(), Text("Next", style="bold cyan"), *lines]
 

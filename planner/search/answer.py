@@ -12,6 +12,7 @@ from planner.plan import (
     LayoutRecord,
     Plan,
     SearchRecord,
+    SimulatedRecord,
     StageRecord,
 )
 from planner.schedule.kinds import schedule_name
@@ -27,6 +28,7 @@ from planner.spec.model import ModelSpec
 
 MOST_NODES_TRIED = 64  # times the nodes asked for
 SHORTEST_SEQUENCE = 256
+MOST_SIMULATED = 200  # layouts listed with time and memory only
 ILP_SECONDS = 0.5  # per layout; the integer programmes of 80 layers on 8 stages take 0.1-0.9 s
 
 
@@ -98,6 +100,22 @@ def build_plan(
         ),
         alternatives=tuple(_candidate(step, best) for step in steps[1:]),
         lost=tuple(lost),
+        simulated=_simulated(found, steps),
+    )
+
+
+def _simulated(found: Search, shown: list[StepEstimate]) -> tuple[SimulatedRecord, ...]:
+    """Return time and memory of the fastest layouts that are not in ``shown``."""
+    known = {step.layout for step in shown}
+    others = (step for layout, step in found.steps.items() if layout not in known)
+    fastest = sorted(others, key=lambda step: step.step_time_s)[:MOST_SIMULATED]
+    return tuple(
+        SimulatedRecord(
+            label=step.layout.label(),
+            step_time_s=step.step_time_s,
+            memory_bytes=step.memory.device,
+        )
+        for step in fastest
     )
 
 

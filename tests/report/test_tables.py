@@ -207,12 +207,26 @@ def test_unsaved_plan_is_asked_for_again_with_output() -> None:
     assert f"  {command} --output plan.json\n" in text  # one line, however narrow
 
 
-def test_a_plan_for_megatron_is_offered_as_its_script() -> None:
-    text = printed(tables.plan_report(build_plan(dp=8)))
+def test_plan_that_cannot_be_exported_says_so() -> None:
+    plan = build_plan()
+    other = plan.job.software.model_copy(update={"name": "in-house"})
+    plan = plan.model_copy(update={"job": plan.job.model_copy(update={"software": other})})
 
-    assert "planner export plan.json --target megatron --output" in text
-    assert "/megatron.sh" in text
-    assert "launch.sh" not in text
+    text = printed(tables.plan_report(plan))
+
+    assert "cannot be exported" in text
+    assert "planner export" not in text
+
+
+def test_a_plan_for_megatron_is_exported_and_started() -> None:
+    plan = build_plan()
+    megatron = plan.job.software.model_copy(update={"name": "megatron-core"})
+    plan = plan.model_copy(update={"job": plan.job.model_copy(update={"software": megatron})})
+
+    assert tables.next_steps(plan, Path("my plan.json")) == [
+        "planner export 'my plan.json' --target megatron --output tiny-llama-1gpu",
+        "bash tiny-llama-1gpu/megatron.sh",
+    ]
 
 
 def test_several_nodes_go_to_slurm() -> None:
