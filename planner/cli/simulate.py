@@ -20,11 +20,20 @@ def simulate(
             metavar="FILE",
         ),
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Another schedule than the plan's (docs/schedules.md), or a CSV or JSON file of "
+            "one.",
+            metavar="NAME|FILE",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --trace.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Simulate one step of a plan: where each second goes, and what the step waits for."""
     from planner.cli.question import of_plan
+    from planner.cli.rescheduled import rescheduled
     from planner.cost.layer import Prices
     from planner.errors import LayoutError
     from planner.plan import Plan
@@ -39,14 +48,20 @@ def simulate(
     question = of_plan(document)
     if problems := question.problems():
         raise LayoutError([f"{plan}: {problem}" for problem in problems])
-    layout = question.layout
+    layout, split, order = question.layout, question.split, None
+    if schedule is not None:
+        other = rescheduled(schedule, layout, document.to_split(), question.job)
+        layout, split, order = other.layout, other.split, other.order
+        if other.changed_stages:
+            note(f"the layers are split evenly over {layout.pp * layout.vpp} stages")
+    name = schedule or schedule_name(layout)
     prices = Prices(question.model, question.cluster, question.job)
-    timeline = step_timeline(prices, layout, question.split)
+    timeline = step_timeline(prices, layout, split, order)
     if trace is not None:
         title = f"{document.model.name} {layout.label()}, one step, estimated"
         save(trace, trace_bytes(timeline, title, trace))
         note(f"trace written to {trace}; open it at https://ui.perfetto.dev")
     if as_json:
-        typer.echo(json.dumps(simulated_json(timeline, schedule_name(layout)), indent=1))
+        typer.echo(json.dumps(simulated_json(timeline, name), indent=1))
     else:
-        show(simulated_report(timeline, schedule_name(layout)))
+        show(simulated_report(timeline, name))

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from planner.schedule.kinds import SPLIT, kind_of, stage_of
+from planner.schedule.kinds import kind_of, stage_of
 from planner.schedule.passes import Order
 from planner.simulate.critical_path import end_times
 from planner.simulate.tasks import Shape, Tasks, shape_of, tasks_of
@@ -81,7 +81,7 @@ class PassTimes:
 
 
 def pipeline_time(
-    kind: str,
+    kind: str | Order,
     stages: int,
     chunks: int,
     micro_batches: int,
@@ -100,6 +100,7 @@ def pipeline_time(
     stage to the next, forward or backward. Leading dimensions are candidates that share the
     schedule; a batch costs little more than one.
 
+    ``kind`` names the schedule, or is an order that a file gave (``schedule.custom``).
     Where the schedule splits the backward pass, ``backward_s`` is the input gradient, ``weight_s``
     the weight gradient (needed there, refused elsewhere). Without overlap a transfer then holds its
     sender alone; the receiver meanwhile sends the other way (one exchange, as the zero-bubble
@@ -109,9 +110,10 @@ def pipeline_time(
     batch, times = _times(shape, forward_s, backward_s, send_s, weight_s)
     run = times if overlap_p2p else _with_held_sends(shape, times)
     first_forward, first_backward, last_backward = _execute(shape, run)
-    of_rank = stage_of(kind, stages, chunks)
+    of_rank = shape.custom.stage if shape.custom else stage_of(shape.kind, stages, chunks)
     compute = (times.forward_s + times.backward_s + times.weight_s)[:, of_rank]
-    busy = micro_batches // kind_of(kind).pipelines * compute.sum(axis=1)
+    pipelines = 1 if shape.custom else kind_of(shape.kind).pipelines
+    busy = micro_batches // pipelines * compute.sum(axis=1)
     total = last_backward.max(axis=1)
     idle = total[:, None] - busy
     by_rank = (busy, idle, first_forward, first_backward, last_backward)
@@ -121,7 +123,7 @@ def pipeline_time(
 
 
 def pass_times(
-    kind: str,
+    kind: str | Order,
     stages: int,
     chunks: int,
     micro_batches: int,
@@ -145,7 +147,7 @@ def pass_times(
 
 
 def pipeline_trace(
-    kind: str,
+    kind: str | Order,
     stages: int,
     chunks: int,
     micro_batches: int,
@@ -182,7 +184,7 @@ def pipeline_trace(
 
 def _with_held_sends(shape: Shape, times: Times) -> Times:
     """Return times in which passes of a split backward hold their rank until they are sent."""
-    if shape.kind not in SPLIT:
+    if not (shape.splits or shape.custom):
         return times  # a rendezvous: edges of the graph
     forward_s, backward_s = times.forward_s.copy(), times.backward_s.copy()
     forward_s[:, :-1] += times.send_s
@@ -198,9 +200,9 @@ def _times(
     weight_s: ArrayLike | None,
 ) -> tuple[tuple[int, ...], Times]:
     """Return the common batch shape and the times as one row per candidate."""
-    if weight_s is None and shape.kind in SPLIT:
+    if weight_s is None and shape.splits:
         raise ValueError(f"{shape.kind} splits the backward pass: weight_s is missing")
-    if weight_s is not None and shape.kind not in SPLIT:
+    if weight_s is not None and not shape.splits:
         raise ValueError(f"{shape.kind} does not split the backward pass: leave weight_s out")
     count = shape.stages * shape.chunks
     given = (forward_s, backward_s, send_s, np.zeros(count) if weight_s is None else weight_s)
@@ -255,7 +257,7 @@ def _short_shapes(shape: Shape) -> list[Shape]:
     GPipe has no steady state of all ranks (no rank waits for a later one), so it runs in full, and
     so do schedules with W passes.
     """
-    if shape.kind == "gpipe" or shape.kind in SPLIT:
+    if shape.kind == "gpipe" or shape.splits or shape.custom:
         return [shape]
     least = -(-_steady_from(shape) // (shape.group * shape.chunks))
     stages, full = shape.stages, shape.groups

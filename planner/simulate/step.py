@@ -11,13 +11,15 @@ from planner.cost.compute import half_precision_peak
 from planner.cost.data_parallel import optimizer_s, replicas, shares, sync_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
+from planner.errors import LayoutError
 from planner.layout.layout import Layout, Recompute
 from planner.layout.local import LocalParameters, stage_local
 from planner.layout.stages import Split, StageLayers, stage_layers, together
 from planner.memory.estimate import RankMemory, peak_memory
 from planner.memory.states import WEIGHT_BYTES
 from planner.model.flops import model_flops_per_token
-from planner.schedule.kinds import SPLIT, chunks_of, kind_of, rank_of, schedule_name, stage_of
+from planner.schedule.kinds import Kind, chunks_of, kind_of, schedule_name, stage_of
+from planner.schedule.passes import IntArray, Order
 from planner.simulate.held_back import weight_delay
 from planner.simulate.pipeline import PipelineResult, pipeline_time
 from planner.spec.cluster import ClusterSpec
@@ -86,11 +88,14 @@ class RankTail(NamedTuple):
 class StepCosts:
     """All seconds of one step before they are put in order.
 
+    ``schedule`` is a name or an order, ``kind`` what it is apart from the order of passes.
     ``micro_batches`` run through each chunk; ``stages``, ``costs`` are by virtual stage; ``held``
     lists those of each rank; ``hops_s`` are the transfers behind all stages but the last; ``tails``
     by rank; ``stall_s`` once per step.
     """
 
+    schedule: str | Order
+    kind: Kind
     micro_batches: int
     stages: tuple[StageLayers, ...]
     costs: tuple[StageCost, ...]
@@ -140,10 +145,11 @@ def _sharded_layer_s(
     )
 
 
-def stage_cost(prices: Prices, layout: Layout, stage: StageLayers) -> StageCost:
-    """Add up the layers of one stage."""
+def stage_cost(
+    prices: Prices, layout: Layout, stage: StageLayers, splits: bool = False
+) -> StageCost:
+    """Add up the layers of one stage; ``splits`` the backward pass, where the schedule does."""
     forward, backward, recompute, weight = Seconds(), Seconds(), Seconds(), Seconds()
-    splits = layout.schedule in SPLIT
     for count, moe_layer, kind in stage.kinds(layout.recompute):
         cost = prices.layer(layout, moe_layer, kind)
         if splits:
@@ -180,14 +186,16 @@ def _hop_s(prices: Prices, layout: Layout, stride: int) -> float:
     return send_recv_s(whole / layout.tp, stride, cluster) + gather
 
 
-def _hops_s(prices: Prices, layout: Layout) -> FloatArray:
+def _hops_s(prices: Prices, layout: Layout, stage: IntArray) -> FloatArray:
     """Seconds of the hop behind each (virtual) stage but the last, ``[stages - 1]``.
+
+    ``stage`` ``[chunks, pp]`` says which rank holds it.
 
     A stage of fewer GPUs than a scale-up domain has neighbours inside it and beyond.
     """
     size, domain = layout.tp * layout.cp * layout.dp, prices.cluster.domain_gpus
     hops = {crosses: _hop_s(prices, layout, domain if crosses else 1) for crosses in (False, True)}
-    ranks = rank_of(schedule_name(layout), layout.pp, chunks_of(layout))
+    ranks = np.argsort(stage, axis=None) % layout.pp
     slots = size * ranks
     first = slots // domain
     last = (slots + size - 1) // domain
@@ -230,14 +238,26 @@ def _weight_gather_s(
     return one + _left_exposed(total - one, first_s)
 
 
-def step_costs(prices: Prices, layout: Layout, split: Split | None = None) -> StepCosts:
-    """Return the seconds of every stage, hop and rank that a step is put together from."""
+def step_costs(
+    prices: Prices, layout: Layout, split: Split | None = None, custom: Order | None = None
+) -> StepCosts:
+    """Return the seconds of every stage, hop and rank that a step is put together from.
+
+    ``custom`` replaces the order of the layout's schedule.
+    """
     job, model = prices.job, prices.model
-    micro_batches, kind = layout.micro_batches(job.global_batch), schedule_name(layout)
-    pipelines = kind_of(kind).pipelines
+    micro_batches, name = layout.micro_batches(job.global_batch), schedule_name(layout)
+    kind, table = kind_of(name), stage_of(name, layout.pp, chunks_of(layout))
+    if custom is not None:
+        kind, table = Kind(custom.chunks, splits=custom.splits_backward), custom.stage
+    pipelines = kind.pipelines
     stages = stage_layers(model, layout.pp * layout.vpp, split) * pipelines
-    costs = tuple(stage_cost(prices, layout, stage) for stage in stages)
-    held = stage_of(kind, layout.pp, chunks_of(layout)).T.tolist()
+    if table.size != len(stages):
+        raise LayoutError(
+            f"the order is for {table.size} stages; the layout has pp*vpp={len(stages)}"
+        )
+    costs = tuple(stage_cost(prices, layout, stage, kind.splits) for stage in stages)
+    held = table.T.tolist()
     copies = replace(layout, dp=layout.dp * pipelines)  # pipelines have their own copy of a stage
     tails = []
     for mine in held:
@@ -249,30 +269,30 @@ def step_costs(prices: Prices, layout: Layout, split: Split | None = None) -> St
         weights = _weight_gather_s(prices, layout, local, forward_s)
         update = optimizer_s(local, layout, job.software, prices.cluster)
         tails.append(RankTail(gradients, update, weights))
-    hops_s, delay = _hops_s(prices, layout), None
-    if kind == "zb_2p":
+    hops_s, delay = _hops_s(prices, layout, table), None
+    if name == "zb_2p" and custom is None:
         forward, backward, weight = np.array([cost.seconds for cost in costs]).T
         delay = weight_delay(prices, layout, forward, backward, weight, hops_s)
     stall_s = slow_node_stall_s(job.software, layout, prices.cluster, micro_batches)
     return StepCosts(
-        micro_batches // pipelines, stages, costs, held, hops_s, delay, tuple(tails), stall_s
-    )
+        custom or name, kind, micro_batches // pipelines, stages, costs, held, hops_s, delay,
+        tuple(tails), stall_s,
+    )  # fmt: skip
 
 
 def pipeline_arguments(prices: Prices, layout: Layout, step: StepCosts) -> dict[str, Any]:
     """Return what ``pipeline_time`` and ``pass_times`` take for this step."""
     forward, backward, weight = np.array([cost.seconds for cost in step.costs]).T
-    kind = schedule_name(layout)
     return {
-        "kind": kind,
+        "kind": step.schedule,
         "stages": layout.pp,
-        "chunks": chunks_of(layout),
+        "chunks": len(step.held[0]),
         "micro_batches": layout.micro_batches(prices.job.global_batch),
         "forward_s": forward,
         "backward_s": backward,
         "send_s": step.hops_s,
         "overlap_p2p": prices.job.software.overlap_pipeline,
-        "weight_s": weight if kind in SPLIT else None,
+        "weight_s": weight if step.kind.splits else None,
         "delay": step.delay,
     }
 
@@ -282,7 +302,7 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     job, model = prices.job, prices.model
     step = step_costs(prices, layout, split)
     pipeline = pipeline_time(**pipeline_arguments(prices, layout, step))
-    ends = ends_s(layout, pipeline) + step.stall_s
+    ends = _ends_s(step, pipeline) + step.stall_s
     total = max(float(end) + tail.total for end, tail in zip(ends, step.tails, strict=True))
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
     flops = model_flops_per_token(model, job.seq_len) * job.global_batch * job.seq_len
@@ -299,14 +319,14 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     )
 
 
-def ends_s(layout: Layout, pipeline: PipelineResult) -> FloatArray:
+def _ends_s(step: StepCosts, pipeline: PipelineResult) -> FloatArray:
     """Return when each rank has ended its passes, ``[pp]``.
 
     In zero-bubble schedules a rank waits for no other before its optimizer step (post-validation,
     Qi et al. 2024, section 4), so it begins the next step as much later than rank 0 as it began
     this one.
     """
-    if kind_of(schedule_name(layout)).own_pace:
+    if step.kind.own_pace:
         return pipeline.last_backward_end_s - pipeline.first_forward_start_s
     return pipeline.last_backward_end_s
 

@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.schedule.kinds import SPLIT
+from planner.errors import LayoutError
+from planner.schedule.kinds import kind_of
 from planner.schedule.orders import checked_group, order
 from planner.schedule.passes import IntArray, Order
 from planner.simulate.critical_path import Topology, topology
@@ -29,6 +30,12 @@ class Shape:
     group: int
     overlap_p2p: bool
     delay: int | None = None
+    custom: Order | None = None
+
+    @property
+    def splits(self) -> bool:
+        """Whether weight gradients are passes of their own."""
+        return self.custom.splits_backward if self.custom else kind_of(self.kind).splits
 
     @property
     def groups(self) -> int:
@@ -60,7 +67,7 @@ class Tasks:
 
 
 def shape_of(
-    kind: str,
+    kind: str | Order,
     stages: int,
     chunks: int,
     micro_batches: int,
@@ -69,14 +76,24 @@ def shape_of(
     delay: int | None,
 ) -> Shape:
     """Return the shape of a schedule; LayoutError where its numbers cannot run."""
+    if isinstance(kind, Order):
+        made = (kind.stages, kind.chunks, kind.micro_batches)
+        if made != (stages, chunks, micro_batches):
+            raise LayoutError(
+                f"the order is for {made[0]} ranks of {made[1]} chunks and {made[2]} "
+                f"micro-batches; the pipeline has {stages} of {chunks} and {micro_batches}"
+            )
+        return Shape(kind.kind, stages, chunks, micro_batches, 1, True, custom=kind)
     group = checked_group(kind, stages, micro_batches, chunks, group)
-    return Shape(kind, stages, chunks, micro_batches, group, overlap_p2p or kind in SPLIT, delay)
+    return Shape(
+        kind, stages, chunks, micro_batches, group, overlap_p2p or kind_of(kind).splits, delay
+    )
 
 
 @lru_cache(maxsize=256)
 def tasks_of(shape: Shape) -> Tasks:
     """Return the task graph of a shape; cached, as it depends on no times."""
-    passes = order(
+    passes = shape.custom or order(
         shape.kind, shape.stages, shape.micro_batches, shape.chunks, shape.group, shape.delay
     )
     slot = _slots(passes, shape.overlap_p2p)

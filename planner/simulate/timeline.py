@@ -12,8 +12,7 @@ import numpy as np
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
-from planner.schedule.kinds import kind_of, schedule_name
-from planner.schedule.passes import FloatArray
+from planner.schedule.passes import FloatArray, Order
 from planner.simulate.critical_path import critical_path, topology
 from planner.simulate.pipeline import PassTimes, pipeline_trace
 from planner.simulate.step import StepCosts, pipeline_arguments, step_costs
@@ -66,13 +65,14 @@ class Timeline:
     causes_s: tuple[dict[str, float], ...]
 
 
-def step_timeline(prices: Prices, layout: Layout, split: Split | None = None) -> Timeline:
-    """Return the timeline of one step of ``layout``."""
-    step = step_costs(prices, layout, split)
+def step_timeline(
+    prices: Prices, layout: Layout, split: Split | None = None, custom: Order | None = None
+) -> Timeline:
+    """Return the timeline of one step of ``layout``; ``custom`` replaces its schedule's order."""
+    step = step_costs(prices, layout, split, custom)
     times = pipeline_trace(**pipeline_arguments(prices, layout, step))
     # ranks that wait for nobody count their step from their own first pass
-    own_pace = kind_of(schedule_name(layout)).own_pace
-    first_s = times.start_s[:, 0] if own_pace else np.zeros(layout.pp)
+    first_s = times.start_s[:, 0] if step.kind.own_pace else np.zeros(layout.pp)
     ends_s = times.end_s[:, -1] + step.stall_s + [tail.total for tail in step.tails]
     critical = int(np.argmax(ends_s - first_s))
     total = float(ends_s[critical] - first_s[critical])

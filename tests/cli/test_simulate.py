@@ -8,6 +8,8 @@ import pytest
 
 from planner.layout.layout import Layout
 from planner.plan import Plan
+from planner.schedule.custom import actions
+from planner.schedule.orders import order
 from planner.spec.files import load
 from tests.cli.command import planner
 
@@ -84,6 +86,39 @@ def test_the_usual_schedules_are_no_name(plan_file: Path) -> None:
 
     assert plan.schedule in ("1f1b", "interleaved_1f1b")
     assert plan.to_layout().schedule == Layout().schedule == ""
+
+
+@pytest.mark.parametrize(("schedule", "vpp"), [("zb_h1", 1), ("v_half", 2), ("dualpipe", 1)])
+def test_another_schedule_may_be_asked_for(
+    plan_file: Path, tmp_path: Path, schedule: str, vpp: int
+) -> None:
+    """The answer is that of a plan that names it, with its stages cut to the schedule's chunks."""
+    plain = with_schedule(plan_file, tmp_path, "1f1b", pp=4, dp=4)
+    asked = planner("simulate", plain, "--schedule", schedule, "--json")
+    named = with_schedule(plan_file, tmp_path, schedule, pp=4, dp=4, vpp=vpp)
+
+    answer = json.loads(asked.stdout)
+    assert answer["schedule"] == schedule
+    assert answer == json.loads(planner("simulate", named, "--json").stdout)
+    assert ("split evenly" in asked.stderr) == (vpp == 2)
+
+
+def test_an_order_may_come_from_a_file(plan_file: Path, tmp_path: Path) -> None:
+    plan = with_schedule(plan_file, tmp_path, "zb_h2", pp=4, dp=4)
+    rows, file = actions(order("zb_h2", 4, 16)), tmp_path / "order.csv"
+    file.write_text("\n".join(",".join(row) for row in rows))
+    given, named = (
+        json.loads(planner("simulate", plan, *more, "--json").stdout)
+        for more in (("--schedule", file), ())
+    )
+
+    # an order from a file is timed from the first pass of rank 0 to the last of all ranks
+    assert given["step_time_s"] > named["step_time_s"]
+    assert given["causes_s"][0]["weight_gradient"] == named["causes_s"][0]["weight_gradient"]
+    file.write_text("\n".join(",".join(row) for row in rows[:2]))
+    refused = planner("simulate", plan, "--schedule", file)
+    assert refused.exit_code == 2
+    assert "holds 2 ranks and 16 micro-batches; the plan has 4" in refused.stderr
 
 
 def test_an_unknown_schedule_is_named(plan_file: Path, tmp_path: Path) -> None:
