@@ -23,6 +23,7 @@ LLAMA = (
     "--output plan.json"
 )
 ONE_LAYOUT = "llama-3-70b --cluster dgx-h100 --nodes 8 --global-batch 512 --seq-len 8192"
+SPEED = f"explain speed {ONE_LAYOUT} --tp 4 --pp 4 --recompute full"
 CHECKS = (
     ("check", f"check {ONE_LAYOUT} --tp 8 --pp 4", 3),
     ("rules", f"check {ONE_LAYOUT} --tp 16 --pp 4 --vpp 3", 1),
@@ -45,6 +46,7 @@ FILES = (
     ("file", "check train.sh --cluster dgx-h100 --nodes 8", 0),
     ("convert", "convert train.sh --to nanotron --gpus 64 --set PP=1", 0),
 )
+SPEEDS = (("speed", SPEED, 0), ("measured", f"{SPEED} --measured 95s", 0))
 TINY = (
     "recommend tiny-llama --cluster dgx-h100 --nodes 1 --global-batch 16 --seq-len 64 "
     "--output tiny.json"
@@ -120,8 +122,10 @@ def main() -> None:
         text = f"{export}\n$ bash tiny/launch.sh --backend gloo --steps 3\n{shown}"
         replace(readme, "tiny", block(text))
         replace(readme, "accuracy", headline(table))
-        for name, words, code in CHECKS:
-            replace(ROOT / "docs/check.md", name, block(planner(words, folder, code)))
+        for page, shown in (("check", CHECKS), ("speed", SPEEDS)):
+            for name, words, code in shown:
+                file = ROOT / f"docs/{page}.md"
+                replace(file, name, block(planner(words, folder, code)))
         (Path(folder) / "train.sh").write_text(SCRIPT, encoding="utf-8")
         page = ROOT / "docs/formats.md"
         replace(page, "script", block(f"$ cat train.sh\n{SCRIPT.rstrip()}"))

@@ -12,7 +12,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from planner.cli import catalog, check, convert, export, profile, recommend, simulate, validate
+from planner.cli import (
+    catalog,
+    check,
+    convert,
+    explain_speed,
+    export,
+    profile,
+    recommend,
+    simulate,
+    validate,
+)
 from planner.errors import PlannerError
 
 BUG, INTERRUPTED = 70, 130
@@ -45,6 +55,7 @@ app = typer.Typer(
 )
 app.command("recommend")(recommend.recommend)
 app.command("check")(check.check)
+check.explain.command("speed")(explain_speed.explain_speed)
 app.add_typer(check.explain, name="explain")
 app.command("export")(export.export)
 app.command("convert")(convert.convert)

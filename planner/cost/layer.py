@@ -158,14 +158,13 @@ class Prices:
         if recompute is Recompute.FULL:
             again = forward
         elif recompute is Recompute.SELECTIVE:
-            again = self._pass(_selected(operations, core, software), groups, stalled)
+            again = self._pass(repeated(operations, core, recompute, software), groups, stalled)
         return PassCost(forward, self._pass(reverse, groups, stalled).plus(again), again)
 
     def _pass(
         self, operations: Iterable[Operation], groups: dict[str, Group], stalled_step_s: float
     ) -> Seconds:
         """Add up one pass; hidden collectives are charged where they outlast what hides them."""
-        gpu, dtype = self.cluster.gpu, self.job.precision
         compute, kernels = 0.0, 0
         cover: dict[str, float] = {}
         hidden: list[tuple[Collective, float]] = []
@@ -184,16 +183,8 @@ class Prices:
                 else:
                     exposed[operation.axis] += seconds
                 continue
-            if isinstance(operation, Gemm):
-                seconds = gemm_s(operation, gpu, dtype)
-                kernels += 1
-            elif isinstance(operation, Attention):
-                seconds = attention_s(operation, gpu, self.job.software.flash_version)
-                kernels += operation.kernels
-            else:
-                assert isinstance(operation, Elementwise)
-                seconds = elementwise_s(operation, gpu)
-                kernels += operation.kernels
+            seconds = self.compute_s(operation)
+            kernels += 1 if isinstance(operation, Gemm) else operation.kernels
             compute += seconds
             cover[_kind(operation.name)] = cover.get(_kind(operation.name), 0.0) + seconds
         for operation, seconds in hidden:
@@ -211,6 +202,15 @@ class Prices:
             max(0.0, host - gpu_s),
         )
 
+    def compute_s(self, operation: Gemm | Attention | Elementwise) -> float:
+        """Return the seconds of one operation that is no collective."""
+        gpu = self.cluster.gpu
+        if isinstance(operation, Gemm):
+            return gemm_s(operation, gpu, self.job.precision)
+        if isinstance(operation, Attention):
+            return attention_s(operation, gpu, self.job.software.flash_version)
+        return elementwise_s(operation, gpu)
+
     def _host_s(self, kernels: int) -> float:
         """Seconds the host needs to issue the kernels of a pass one by one."""
         software = self.job.software
@@ -222,14 +222,20 @@ def _kind(name: str) -> str:
     return "attention" if name.startswith("attention") else name.rpartition(" ")[2]
 
 
-def _selected(
-    operations: list[Operation], core: list[Operation], software: SoftwareSpec
+def repeated(
+    operations: list[Operation],
+    core: list[Operation],
+    recompute: Recompute,
+    software: SoftwareSpec,
 ) -> list[Operation]:
-    """Return what selective recompute repeats: the attention core, or torch's choice.
+    """Return what recompute repeats: all, nothing, or what is selected.
 
-    Megatron repeats the core, which a fused attention does inside its own backward pass. torchtitan
-    (``activation_checkpoint.py``) keeps every other product and the attention output.
+    Megatron selects the attention core, which a fused attention repeats inside its own backward
+    pass. torchtitan (``activation_checkpoint.py``) keeps every other product and the attention
+    output.
     """
+    if recompute is not Recompute.SELECTIVE:
+        return operations if recompute is Recompute.FULL else []
     if software.selective_recomputes_products:
         products = [op for op in operations if isinstance(op, Gemm)]
         return [*products[::2], *(op for op in operations if isinstance(op, Elementwise))]

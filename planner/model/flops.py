@@ -6,7 +6,7 @@ at full length. Recomputed work is not counted in model FLOPs (MFU) and is in ha
 Of the routed experts only the ``top_k`` that a token visits count.
 """
 
-from planner.model.operations import attention_span
+from planner.model.operations import Attention, Gemm, Operation, attention_span, is_attention
 from planner.model.parameters import active_parameters
 from planner.spec.model import ModelSpec
 
@@ -27,3 +27,14 @@ def model_flops_per_token(model: ModelSpec, seq_len: int) -> float:
     if not model.tied_embeddings:
         matrices -= model.vocab * model.hidden
     return 6 * matrices + 3 * attention_flops_per_token(model, seq_len)
+
+
+def operation_flops(operation: Operation) -> float:
+    """FLOPs of one operation on one rank, causal attention counted half however it is computed."""
+    if isinstance(operation, Attention):
+        pairs = operation.batch * operation.heads * operation.seq_q * operation.seq_kv
+        return 2.0 * pairs * operation.head_dim * operation.passes
+    if not isinstance(operation, Gemm):
+        return 0.0
+    whole = 2.0 * operation.m * operation.n * operation.k * operation.copies
+    return whole / 2 if is_attention(operation) else whole

@@ -71,6 +71,13 @@ class Collective(NamedTuple):
 Operation = Gemm | Attention | Elementwise | Collective
 
 
+def is_attention(operation: Operation) -> bool:
+    """Whether an operation multiplies queries, keys and values, fused or one product each."""
+    if isinstance(operation, Attention):
+        return True
+    return isinstance(operation, Gemm) and operation.name.split()[0] in ("scores", "context")
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The numbers of a layout that a layer's operations depend on."""
