@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from planner.cli import (
+    calibrate,
     catalog,
     check,
     convert,
@@ -61,6 +62,7 @@ app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("simulate")(simulate.simulate)
 app.command("validate")(validate.validate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("profile")(profile.profile)
 app.command("models")(catalog.models)
 app.command("clusters")(catalog.clusters)

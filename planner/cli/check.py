@@ -51,6 +51,12 @@ Micro = Annotated[int, typer.Option(min=1, help="Sequences of a micro-batch.", m
 Zero = Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage.", metavar="0-3")]
 Again = Annotated[str, typer.Option(help="none, selective or full.", metavar="KIND")]
 Sequence = Annotated[bool, typer.Option(help="Split activations over tensor-parallel ranks.")]
+Calibrated = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration", help="Factors of your machine (planner calibrate).", metavar="FILE"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 explain = typer.Typer(no_args_is_help=True, help="Explain one layout.")
@@ -77,6 +83,7 @@ def check(
     sequence_parallel: Sequence = True,
     named: Named = None,
     variables: Set = None,
+    calibration: Calibrated = None,
     as_json: Json = False,
 ) -> None:
     """Say whether one layout starts and fits: exit 0 yes, 1 no, 3 too close to tell."""
@@ -87,6 +94,8 @@ def check(
         given = _stated_twice(ctx)
         batch = micro_batch if "micro_batch" in given else None
         more = Asked(named, cluster, nodes, global_batch, seq_len, batch)
+        if calibration:
+            raise SpecError("--calibration: goes with a MODEL or PLAN, not with a launch file")
         raise typer.Exit(_check_file(model, variables or [], more, as_json))
     from planner.report.memory import check_json, check_report, checked
 
@@ -96,7 +105,7 @@ def check(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel
     )  # fmt: skip
     question = asked(
-        model, cluster, nodes, global_batch, seq_len, precision, target, degrees
+        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration
     )  # fmt: skip
     found = checked(question.model, question.cluster, question.job, question.layout,
                     question.split, question.problems())  # fmt: skip
@@ -153,6 +162,7 @@ def explain_memory(
     zero: Zero = 1,
     recompute: Again = "none",
     sequence_parallel: Sequence = True,
+    calibration: Calibrated = None,
     as_json: Json = False,
 ) -> None:
     """Show where the bytes of one layout go, and the cheapest changes that lower the peak."""
@@ -162,7 +172,7 @@ def explain_memory(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel
     )  # fmt: skip
     question = asked(
-        model, cluster, nodes, global_batch, seq_len, precision, target, degrees
+        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration
     )  # fmt: skip
     _explain_memory(question, as_json)
 

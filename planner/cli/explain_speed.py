@@ -36,6 +36,7 @@ def explain_speed(
         typer.Option(help="Step time of your run, like 13.6s: how much is not explained.",
                      metavar="TIME"),
     ] = None,
+    calibration: words.Calibrated = None,
     as_json: words.Json = False,
 ) -> None:  # fmt: skip
     """Show what keeps one layout from the card's peak, and the changes that make it faster."""
@@ -47,7 +48,7 @@ def explain_speed(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel
     )  # fmt: skip
     question = asked(
-        model, cluster, nodes, global_batch, seq_len, precision, target, degrees
+        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration
     )  # fmt: skip
     found = _explained(question, measured_s)
     if as_json:

@@ -1,9 +1,9 @@
 """The question that ``check`` and ``explain`` answer: one layout of a job on a cluster."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from planner.cli.request import chosen_cluster, chosen_job, chosen_target
+from planner.cli.request import chosen_cluster, chosen_job, chosen_target, with_calibration
 from planner.errors import LayoutError, SpecError
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rules import layout_problems
@@ -70,12 +70,14 @@ class Question:
         return list(dict.fromkeys(found))
 
 
-def of_plan(plan: Plan) -> Question:
+def of_plan(plan: Plan, calibration: Path | None = None) -> Question:
     """Return the question whether a written plan fits."""
-    target = next(
-        (one for one in TARGETS.values() if one.software == plan.job.software), TARGETS["megatron"]
-    )
-    return Question(plan.model, plan.cluster, plan.job, target, plan.to_layout(), plan.to_split())
+    software = plan.job.software
+    named = (one for one in TARGETS.values() if one.software.name == software.name)
+    target = replace(next(named, TARGETS["megatron"]), software=software)
+    cluster, target = with_calibration(plan.cluster, target, calibration)
+    job = plan.job.model_copy(update={"software": target.software})
+    return Question(plan.model, cluster, job, target, plan.to_layout(), plan.to_split())
 
 
 def asked(
@@ -87,11 +89,12 @@ def asked(
     precision: str,
     target: str,
     degrees: Degrees,
+    calibration: Path | None = None,
 ) -> Question:
     """Return the question of a model and options, or of a plan file."""
     path = Path(model)
     if path.suffix == ".json" and path.is_file() and '"rank_map"' in path.read_text("utf-8"):
-        return of_plan(load(Plan, path))
+        return of_plan(load(Plan, path), calibration)
     needed = {"--cluster": cluster, "--global-batch": global_batch, "--seq-len": seq_len}
     missing = [name for name, value in needed.items() if value is None]
     if missing or cluster is None or global_batch is None or seq_len is None:
@@ -100,5 +103,6 @@ def asked(
     machines = chosen_cluster(cluster, nodes, None)
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
     runner, _ = chosen_target(target, spec, job)
+    machines, runner = with_calibration(machines, runner, calibration)
     job = job.model_copy(update={"software": runner.software})
     return Question(spec, machines, job, runner, degrees.layout(machines.gpus), None)

@@ -41,6 +41,10 @@ def recommend(
         Path | None,
         typer.Option(help="Measurements of your machine (planner profile).", metavar="FILE"),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Factors fitted to your runs (planner calibrate).", metavar="FILE"),
+    ] = None,
     keep: Annotated[int, typer.Option(min=1, help="Layouts to rank.", metavar="K")] = 5,
     keep_free: Annotated[
         str, typer.Option(help="Share of memory to leave empty.", metavar="SHARE")
@@ -56,7 +60,13 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Recommend the fastest layout that fits, and say why."""
-    from planner.cli.request import chosen_cluster, chosen_job, chosen_target, share
+    from planner.cli.request import (
+        chosen_cluster,
+        chosen_job,
+        chosen_target,
+        share,
+        with_calibration,
+    )
     from planner.report.explain import no_layout_error
     from planner.report.tables import plan_report
     from planner.search.answer import NoFit
@@ -76,6 +86,7 @@ def recommend(
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
     runner, why = chosen_target(target, spec, job)
     note(f"target {runner.name}: {why}")
+    machines, runner = with_calibration(machines, runner, calibration)
     with working(f"searching layouts of {spec.name} on {machines.gpus} GPUs"):
         found = answer(spec, machines, job, runner, options)
     if isinstance(found, NoFit):

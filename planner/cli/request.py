@@ -1,5 +1,6 @@
 """From the words of a command to checked records; every complaint names the option."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from planner.cli.output import note
@@ -7,6 +8,7 @@ from planner.errors import SpecError
 from planner.layout.layout import Layout
 from planner.search.targets import TARGETS, Target
 from planner.search.targets import target as target_named
+from planner.spec.calibration import apply_calibration, calibrated_software, load_calibration
 from planner.spec.cluster import ClusterSpec, load_cluster
 from planner.spec.gpu import GpuSpec
 from planner.spec.job import JobSpec
@@ -42,6 +44,19 @@ def chosen_cluster(name: str, nodes: int | None, profile: Path | None) -> Cluste
     measured = load_profile(profile)
     note(f"profile {profile}: {measured.origin}; it replaces the curves of {cluster.gpu.name}")
     return apply_profile(cluster, measured)
+
+
+def with_calibration(
+    cluster: ClusterSpec, target: Target, file: Path | None
+) -> tuple[ClusterSpec, Target]:
+    """Return cluster and target with the factors of a calibration file, if one is given."""
+    if file is None:
+        return cluster, target
+    found = load_calibration(file)
+    calibrated = apply_calibration(cluster, found)
+    note(f"calibration {file}: {found.origin}")
+    software = calibrated_software(target.software, found.factors)
+    return calibrated, replace(target, software=software)
 
 
 def chosen_job(

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Fit factors for each source of measured runs on half its rows, and test them on the other half.
+
+usage: .venv/bin/python scripts/halves.py [FOLDER]
+
+FOLDER holds the CSV files of measured runs; default: what PLANNER_RUNS names. Rows of a source are
+dealt in turn; runs of one sweep are near-copies of each other, so whole sweeps go to one half.
+"""
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from planner.errors import PlannerError
+from planner.report.accuracy import share
+from planner.validate.calibrate import Run, calibrate, errors
+from planner.validate.cases import Skip, read_case, read_rows
+from planner.validate.table import is_sane, measured_step_s, source, sweep
+
+Row = dict[str, str]
+LEAST_ROWS = 4  # of a source; fewer have no halves
+MOST_FITTED = 200  # rows of one source that the fit reads, evenly spread
+
+
+def runs_of(rows: Sequence[Row]) -> dict[str, list[tuple[str, Run]]]:
+    """Return (sweep, run) of the rows that have a trusted measured step time, by source."""
+    found: dict[str, list[tuple[str, Run]]] = defaultdict(list)
+    for row in rows:
+        measured_s = measured_step_s(row)
+        pretraining = row.get("task", "pretrain") in ("", "pretrain")
+        if not (measured_s and pretraining and is_sane(row)):
+            continue
+        try:
+            case = read_case(row)
+            run = Run(row["id"], case.model, case.cluster, case.job, case.layout, measured_s,
+                      case.split)  # fmt: skip
+            errors([run], {})
+        except (Skip, PlannerError):
+            continue
+        found[source(row)].append((sweep(row) or row["id"], run))
+    return found
+
+
+def halves(members: list[tuple[str, Run]]) -> tuple[list[Run], list[Run]]:
+    """Deal whole sweeps in turn to two halves; a single sweep is dealt by row."""
+    names = list(dict.fromkeys(name for name, _ in members))
+    if len(names) == 1:
+        runs = [run for _, run in members]
+        return runs[::2], runs[1::2]
+    first = set(names[::2])
+    return (
+        [run for name, run in members if name in first],
+        [run for name, run in members if name not in first],
+    )
+
+
+def spread(runs: list[Run]) -> list[Run]:
+    """Return at most ``MOST_FITTED`` runs, evenly spread."""
+    return runs[:: -(-len(runs) // MOST_FITTED)]
+
+
+def tested_line(name: str, members: list[tuple[str, Run]]) -> tuple[str, list[tuple[float, ...]]]:
+    """Return the table's line of a source, and the errors of each fit on its tested half."""
+    fitted, tested = halves(members)
+    chosen = spread(fitted)
+    fits = [calibrate(chosen, 1), calibrate(chosen)]
+    found = [errors(tested, factors) for factors in ({}, *(fit.factors for fit in fits))]
+    cells = [name, str(len(chosen)), str(len(tested)), share(median(found[0]))]
+    for fit, after in zip(fits, found[1:], strict=True):
+        shown = ", ".join(f"{key} {value:.2f}" for key, value in fit.factors.items()) or "none"
+        cells += [shown.replace("_speed", ""), share(median(after))]
+    return f"| {' | '.join(cells)} |", found
+
+
+def main() -> None:
+    """Print a line for each source and the two medians over all of them."""
+    folder = sys.argv[1] if len(sys.argv) == 2 else os.environ.get("PLANNER_RUNS")
+    if folder is None:
+        sys.exit(__doc__)
+    files = sorted(Path(folder).resolve().glob("*.csv"))
+    sources = runs_of([row for file in files for row in read_rows(file)])
+    print("| source | fitted on | tested on | as shipped | one factor | error | factors | error |")
+    print("| --- | ---: | ---: | ---: | --- | ---: | --- | ---: |")
+    everything: list[list[tuple[float, ...]]] = []
+    for name in sorted(sources):
+        if len(sources[name]) >= LEAST_ROWS:
+            line, found = tested_line(name, sources[name])
+            everything.append(found)
+            print(line, flush=True)
+    columns = [list(column) for column in zip(*everything, strict=True)]
+    all_rows = [median(error for part in column for error in part) for column in columns]
+    of_sources = [median(median(part) for part in column) for column in columns]
+    for label, cells in (("all rows", all_rows), ("median of sources", of_sources)):
+        shipped, one, several = map(share, cells)
+        print(f"| {label} | | | {shipped} | | {one} | | {several} |")
+
+
+if __name__ == "__main__":
+    main()
