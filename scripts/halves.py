@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Fit factors for each source of measured runs on half its rows, and test them on the other half.
+"""Fit one factor for each source of measured runs on half its rows, and test it on the other half.
 
 usage: .venv/bin/python scripts/halves.py [FOLDER]
 
 FOLDER holds the CSV files of measured runs; default: what PLANNER_RUNS names. Rows of a source are
-dealt in turn; runs of one sweep are near-copies of each other, so whole sweeps go to one half.
+dealt in turn; runs of one sweep are near-copies of each other, so whole sweeps go to one half. The
+last column fits one factor for each GPU of a source: a calibration file belongs to one GPU.
 """
 
 import os
@@ -22,6 +23,7 @@ from planner.validate.table import is_sane, measured_step_s, source, sweep
 
 Row = dict[str, str]
 LEAST_ROWS = 4  # of a source; fewer have no halves
+LEAST_FITTED = 3  # runs; fewer are estimated as shipped
 MOST_FITTED = 200  # rows of one source that the fit reads, evenly spread
 
 
@@ -62,17 +64,28 @@ def spread(runs: list[Run]) -> list[Run]:
     return runs[:: -(-len(runs) // MOST_FITTED)]
 
 
+def after_fit(fitted: list[Run], tested: list[Run]) -> tuple[str, tuple[float, ...]]:
+    """Return one factor fitted to some runs, in words, and the errors of others under it."""
+    if len(fitted) < LEAST_FITTED:
+        return "none", errors(tested, {})
+    factors = calibrate(spread(fitted), 1).factors
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in factors.items()) or "none"
+    return shown.replace("_speed", ""), errors(tested, factors)
+
+
 def tested_line(name: str, members: list[tuple[str, Run]]) -> tuple[str, list[tuple[float, ...]]]:
-    """Return the table's line of a source, and the errors of each fit on its tested half."""
+    """Return the table's line of a source, and its errors: as shipped, one factor, one by GPU."""
     fitted, tested = halves(members)
-    chosen = spread(fitted)
-    fits = [calibrate(chosen, 1), calibrate(chosen)]
-    found = [errors(tested, factors) for factors in ({}, *(fit.factors for fit in fits))]
-    cells = [name, str(len(chosen)), str(len(tested)), share(median(found[0]))]
-    for fit, after in zip(fits, found[1:], strict=True):
-        shown = ", ".join(f"{key} {value:.2f}" for key, value in fit.factors.items()) or "none"
-        cells += [shown.replace("_speed", ""), share(median(after))]
-    return f"| {' | '.join(cells)} |", found
+    whole, after = after_fit(fitted, tested)
+    by_gpu: list[tuple[str, tuple[float, ...]]] = []
+    for gpu in dict.fromkeys(run.cluster.gpu.name for run in tested):
+        parts = [[run for run in half if run.cluster.gpu.name == gpu] for half in (fitted, tested)]
+        by_gpu.append(after_fit(*parts))
+    found = [errors(tested, {}), after, tuple(error for _, part in by_gpu for error in part)]
+    shown = [share(median(part)) for part in found]
+    counts = f"{len(spread(fitted))} | {len(tested)}"
+    cells = f"{counts} | {shown[0]} | {whole} | {shown[1]} | {len(by_gpu)} | {shown[2]}"
+    return f"| {name} | {cells} |", found
 
 
 def main() -> None:
@@ -82,8 +95,8 @@ def main() -> None:
         sys.exit(__doc__)
     files = sorted(Path(folder).resolve().glob("*.csv"))
     sources = runs_of([row for file in files for row in read_rows(file)])
-    print("| source | fitted on | tested on | as shipped | one factor | error | factors | error |")
-    print("| --- | ---: | ---: | ---: | --- | ---: | --- | ---: |")
+    print("| source | fitted on | tested on | as shipped | one factor | error | GPUs | by GPU |")
+    print("| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
     everything: list[list[tuple[float, ...]]] = []
     for name in sorted(sources):
         if len(sources[name]) >= LEAST_ROWS:
@@ -94,8 +107,8 @@ def main() -> None:
     all_rows = [median(error for part in column for error in part) for column in columns]
     of_sources = [median(median(part) for part in column) for column in columns]
     for label, cells in (("all rows", all_rows), ("median of sources", of_sources)):
-        shipped, one, several = map(share, cells)
-        print(f"| {label} | | | {shipped} | | {one} | | {several} |")
+        shipped, one, by_gpu = map(share, cells)
+        print(f"| {label} | | | {shipped} | | {one} | | {by_gpu} |")
 
 
 if __name__ == "__main__":
