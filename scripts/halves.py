@@ -4,8 +4,9 @@
 usage: .venv/bin/python scripts/halves.py [FOLDER]
 
 FOLDER holds the CSV files of measured runs; default: what PLANNER_RUNS names. Rows of a source are
-dealt in turn; runs of one sweep are near-copies of each other, so whole sweeps go to one half. The
-last column fits one factor for each GPU of a source: a calibration file belongs to one GPU.
+dealt in turn; runs of one sweep are near-copies of each other, so whole sweeps go to one half. Each
+half is tested with the factor of the other, so every row is tested once. The last column fits one
+factor for each GPU of a source: a calibration file belongs to one GPU.
 """
 
 import os
@@ -73,19 +74,28 @@ def after_fit(fitted: list[Run], tested: list[Run]) -> tuple[str, tuple[float, .
     return shown.replace("_speed", ""), errors(tested, factors)
 
 
-def tested_line(name: str, members: list[tuple[str, Run]]) -> tuple[str, list[tuple[float, ...]]]:
-    """Return the table's line of a source, and its errors: as shipped, one factor, one by GPU."""
-    fitted, tested = halves(members)
-    whole, after = after_fit(fitted, tested)
-    by_gpu: list[tuple[str, tuple[float, ...]]] = []
+def by_gpu(fitted: list[Run], tested: list[Run]) -> tuple[float, ...]:
+    """Return the errors of some runs, each under a factor fitted to others on the same GPU."""
+    found: tuple[float, ...] = ()
     for gpu in dict.fromkeys(run.cluster.gpu.name for run in tested):
         parts = [[run for run in half if run.cluster.gpu.name == gpu] for half in (fitted, tested)]
-        by_gpu.append(after_fit(*parts))
-    found = [errors(tested, {}), after, tuple(error for _, part in by_gpu for error in part)]
-    shown = [share(median(part)) for part in found]
-    counts = f"{len(spread(fitted))} | {len(tested)}"
-    cells = f"{counts} | {shown[0]} | {whole} | {shown[1]} | {len(by_gpu)} | {shown[2]}"
-    return f"| {name} | {cells} |", found
+        found += after_fit(*parts)[1]
+    return found
+
+
+def tested_line(name: str, members: list[tuple[str, Run]]) -> tuple[str, list[tuple[float, ...]]]:
+    """Return the table's line of a source, and its errors: as shipped, one factor, one by GPU."""
+    first, second = halves(members)
+    (one, after), (other, before) = after_fit(first, second), after_fit(second, first)
+    found = [
+        errors(second, {}) + errors(first, {}),
+        after + before,
+        by_gpu(first, second) + by_gpu(second, first),
+    ]
+    shipped, fitted, own = (share(median(part)) for part in found)
+    gpus = len({run.cluster.gpu.name for _, run in members})
+    cells = (name, len(first), len(second), shipped, one, other, fitted, gpus, own)
+    return f"| {' | '.join(map(str, cells))} |", found
 
 
 def main() -> None:
@@ -95,8 +105,11 @@ def main() -> None:
         sys.exit(__doc__)
     files = sorted(Path(folder).resolve().glob("*.csv"))
     sources = runs_of([row for file in files for row in read_rows(file)])
-    print("| source | fitted on | tested on | as shipped | one factor | error | GPUs | by GPU |")
-    print("| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
+    print(
+        "| source | half | other half | as shipped | factor of the half | of the other | error "
+        "| GPUs | by GPU |"
+    )
+    print("| --- | ---: | ---: | ---: | --- | --- | ---: | ---: | ---: |")
     everything: list[list[tuple[float, ...]]] = []
     for name in sorted(sources):
         if len(sources[name]) >= LEAST_ROWS:
@@ -107,8 +120,8 @@ def main() -> None:
     all_rows = [median(error for part in column for error in part) for column in columns]
     of_sources = [median(median(part) for part in column) for column in columns]
     for label, cells in (("all rows", all_rows), ("median of sources", of_sources)):
-        shipped, one, by_gpu = map(share, cells)
-        print(f"| {label} | | | {shipped} | | {one} | | {by_gpu} |")
+        shipped, one, own = map(share, cells)
+        print(f"| {label} | | | {shipped} | | | {one} | | {own} |")
 
 
 if __name__ == "__main__":
