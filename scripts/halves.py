@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Fit factors for each source of measured runs on half its rows, and test them on the other half.
+"""Fit one factor for each source of measured runs on half its rows, and test it on the other half.
 
 usage: .venv/bin/python scripts/halves.py [FOLDER]
 
 FOLDER holds the CSV files of measured runs; default: what PLANNER_RUNS names. Rows of a source are
-dealt in turn; runs of one sweep are near-copies of each other, so whole sweeps go to one half.
+dealt in turn; runs of one sweep are near-copies of each other, so whole sweeps go to one half. Each
+half is tested with the factor of the other, so every row is tested once. The last column fits one
+factor for each GPU of a source: a calibration file belongs to one GPU.
 """
 
 import os
@@ -22,6 +24,7 @@ from planner.validate.table import is_sane, measured_step_s, source, sweep
 
 Row = dict[str, str]
 LEAST_ROWS = 4  # of a source; fewer have no halves
+LEAST_FITTED = 3  # runs; fewer are estimated as shipped
 MOST_FITTED = 200  # rows of one source that the fit reads, evenly spread
 
 
@@ -62,17 +65,37 @@ def spread(runs: list[Run]) -> list[Run]:
     return runs[:: -(-len(runs) // MOST_FITTED)]
 
 
+def after_fit(fitted: list[Run], tested: list[Run]) -> tuple[str, tuple[float, ...]]:
+    """Return one factor fitted to some runs, in words, and the errors of others under it."""
+    if len(fitted) < LEAST_FITTED:
+        return "none", errors(tested, {})
+    factors = calibrate(spread(fitted), 1).factors
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in factors.items()) or "none"
+    return shown.replace("_speed", ""), errors(tested, factors)
+
+
+def by_gpu(fitted: list[Run], tested: list[Run]) -> tuple[float, ...]:
+    """Return the errors of some runs, each under a factor fitted to others on the same GPU."""
+    found: tuple[float, ...] = ()
+    for gpu in dict.fromkeys(run.cluster.gpu.name for run in tested):
+        parts = [[run for run in half if run.cluster.gpu.name == gpu] for half in (fitted, tested)]
+        found += after_fit(*parts)[1]
+    return found
+
+
 def tested_line(name: str, members: list[tuple[str, Run]]) -> tuple[str, list[tuple[float, ...]]]:
-    """Return the table's line of a source, and the errors of each fit on its tested half."""
-    fitted, tested = halves(members)
-    chosen = spread(fitted)
-    fits = [calibrate(chosen, 1), calibrate(chosen)]
-    found = [errors(tested, factors) for factors in ({}, *(fit.factors for fit in fits))]
-    cells = [name, str(len(chosen)), str(len(tested)), share(median(found[0]))]
-    for fit, after in zip(fits, found[1:], strict=True):
-        shown = ", ".join(f"{key} {value:.2f}" for key, value in fit.factors.items()) or "none"
-        cells += [shown.replace("_speed", ""), share(median(after))]
-    return f"| {' | '.join(cells)} |", found
+    """Return the table's line of a source, and its errors: as shipped, one factor, one by GPU."""
+    first, second = halves(members)
+    (one, after), (other, before) = after_fit(first, second), after_fit(second, first)
+    found = [
+        errors(second, {}) + errors(first, {}),
+        after + before,
+        by_gpu(first, second) + by_gpu(second, first),
+    ]
+    shipped, fitted, own = (share(median(part)) for part in found)
+    gpus = len({run.cluster.gpu.name for _, run in members})
+    cells = (name, len(first), len(second), shipped, one, other, fitted, gpus, own)
+    return f"| {' | '.join(map(str, cells))} |", found
 
 
 def main() -> None:
@@ -82,8 +105,11 @@ def main() -> None:
         sys.exit(__doc__)
     files = sorted(Path(folder).resolve().glob("*.csv"))
     sources = runs_of([row for file in files for row in read_rows(file)])
-    print("| source | fitted on | tested on | as shipped | one factor | error | factors | error |")
-    print("| --- | ---: | ---: | ---: | --- | ---: | --- | ---: |")
+    print(
+        "| source | half | other half | as shipped | factor of the half | of the other | error "
+        "| GPUs | by GPU |"
+    )
+    print("| --- | ---: | ---: | ---: | --- | --- | ---: | ---: | ---: |")
     everything: list[list[tuple[float, ...]]] = []
     for name in sorted(sources):
         if len(sources[name]) >= LEAST_ROWS:
@@ -94,8 +120,8 @@ def main() -> None:
     all_rows = [median(error for part in column for error in part) for column in columns]
     of_sources = [median(median(part) for part in column) for column in columns]
     for label, cells in (("all rows", all_rows), ("median of sources", of_sources)):
-        shipped, one, several = map(share, cells)
-        print(f"| {label} | | | {shipped} | | {one} | | {several} |")
+        shipped, one, own = map(share, cells)
+        print(f"| {label} | | | {shipped} | | | {one} | | {own} |")
 
 
 if __name__ == "__main__":

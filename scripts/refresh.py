@@ -139,6 +139,8 @@ def main() -> None:
         replace(ROOT / "docs/reports.md", "reports", reports)
         ablate = [sys.executable, str(ROOT / "scripts/ablate.py"), str(files[0].parent)]
         replace(ROOT / "docs/accuracy.md", "ablation", run(ablate, folder))
+        split = [sys.executable, str(ROOT / "scripts/halves.py"), str(files[0].parent)]
+        replace(ROOT / "docs/accuracy.md", "halves", run(split, folder))
 
 
 if __name__ == "__main__":

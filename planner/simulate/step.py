@@ -302,7 +302,7 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     job, model = prices.job, prices.model
     step = step_costs(prices, layout, split)
     pipeline = pipeline_time(**pipeline_arguments(prices, layout, step))
-    ends = _ends_s(step, pipeline) + step.stall_s
+    ends = ends_s(step, pipeline) + step.stall_s
     total = max(float(end) + tail.total for end, tail in zip(ends, step.tails, strict=True))
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
     flops = model_flops_per_token(model, job.seq_len) * job.global_batch * job.seq_len
@@ -319,7 +319,7 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     )
 
 
-def _ends_s(step: StepCosts, pipeline: PipelineResult) -> FloatArray:
+def ends_s(step: StepCosts, pipeline: PipelineResult) -> FloatArray:
     """Return when each rank has ended its passes, ``[pp]``.
 
     In zero-bubble schedules a rank waits for no other before its optimizer step (post-validation,

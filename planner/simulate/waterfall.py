@@ -7,6 +7,7 @@ computes nor spends on its own end of the step is waiting: transfers between sta
 step is shorter without them, slow nodes, and the bubble.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from planner.cost.layer import Prices, Seconds
 from planner.model.flops import attention_flops_per_token, model_flops_per_token
 from planner.simulate.pipeline import pipeline_time
 from planner.simulate.step import (
+    StageCost,
     StepCosts,
     StepEstimate,
     ends_s,
@@ -58,7 +60,7 @@ def waterfall(prices: Prices, step: StepEstimate) -> Waterfall:
     for stage in costs.stages:
         work = work.plus(stage_kinds(prices, layout, stage))
     on_each_rank = costs.micro_batches / layout.pp
-    mean, again_s = _mean_passes(costs, on_each_rank)
+    mean, again_s = _mean_passes(costs.costs, on_each_rank)
     ideal = _ideal(prices, layout.gpus)
     parts = {IDEAL: ideal.products_s + ideal.attention_s}
     gain = _eight_bit_share(prices) * ideal.products_s
@@ -77,8 +79,7 @@ def waterfall(prices: Prices, step: StepEstimate) -> Waterfall:
     parts |= _ends_and_waits(prices, step, costs, mean)
     parts["bubble"] = step.step_time_s - sum(parts.values())
     flops = model_flops_per_token(prices.model, job.seq_len) * job.global_batch * job.seq_len
-    ranks = layout.gpus // layout.pp
-    repeated = work.repeated_flops * costs.micro_batches * ranks
+    repeated = work.repeated_flops * costs.micro_batches * (layout.gpus // layout.pp)
     return Waterfall(
         parts, step.step_time_s, step.mfu, step.mfu * (1 + repeated / flops), step.peak_flops
     )
@@ -101,10 +102,10 @@ def _eight_bit_share(prices: Prices) -> float:
     return 1 - half / (gpu.peak_flops.get(prices.job.precision) or half)
 
 
-def _mean_passes(step: StepCosts, on_each_rank: float) -> tuple[Seconds, float]:
+def _mean_passes(costs: Iterable[StageCost], on_each_rank: float) -> tuple[Seconds, float]:
     """Return the passes of the mean rank, and of these the compute that is recompute."""
     total, again = Seconds(), 0.0
-    for cost in step.costs:
+    for cost in costs:
         for passes in (cost.forward, cost.backward, cost.weight):
             total = total.plus(passes, on_each_rank)
         again += on_each_rank * cost.recompute.compute
@@ -117,8 +118,8 @@ def _ends_and_waits(
     """Return what the busiest rank adds to the mean passes, without the bubble."""
     arguments = pipeline_arguments(prices, step.layout, costs)
     pipeline = pipeline_time(**arguments | {"send_s": np.zeros_like(costs.hops_s)})
-    ends = zip(ends_s(step.layout, pipeline), costs.tails, strict=True)
-    without_hops = max(float(end) + tail.total for end, tail in ends) + costs.stall_s
+    ends = ends_s(costs, pipeline) + costs.stall_s
+    without_hops = max(float(end) + tail.total for end, tail in zip(ends, costs.tails, strict=True))
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
     tail = costs.tails[busiest]
     return {

@@ -75,7 +75,7 @@ class GpuSpec(BaseModel):
     sm_count: PositiveInt
     peak_flops: dict[str, FlopsPerS] = Field(description="Dense peak by dtype: bf16, fp16, fp8…")
     sustained_fraction: PositiveFloat = Field(
-        1.0, le=2, description="Clock in long training steps ÷ clock in short benchmarks."
+        1.0, le=4, description="Clock in long training steps ÷ clock in short benchmarks."
     )
     memory_bound_fraction: PositiveFloat = Field(
         0.8, le=1, description="Share of memory bandwidth reached by element-wise kernels."

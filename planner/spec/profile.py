@@ -75,8 +75,9 @@ class Profile(BaseModel):
     device: str = Field(description="As the driver names it.")
     world_size: PositiveInt
     backend: str = Field(description="nccl, gloo, rccl…")
-    date: Annotated[str, BeforeValidator(_as_text)] = Field(description="Day, like 2025-01-31.")
-    torch_version: str
+    date: Annotated[str, BeforeValidator(_as_text)] = Field("", description="Like 2025-01-31.")
+    torch_version: str = ""
+    source: str = Field("", description="Files of other programs that this was read from.")
     memory_bytes: Bytes | None = Field(None, description="Of one GPU, as the driver reports it.")
     links: tuple[LinkCurve, ...] = ()
     gemms: tuple[GemmMeasurement, ...] = ()
@@ -84,6 +85,8 @@ class Profile(BaseModel):
     @property
     def origin(self) -> str:
         """Where and when this was measured, in one phrase."""
+        if self.source:
+            return f"measured on {self.device} ({self.source})"
         return (
             f"measured on {self.device}, {self.date} ({self.backend}, torch {self.torch_version})"
         )

@@ -33,8 +33,7 @@ FloatArray = NDArray[np.float64]
 
 RUNS_PER_FACTOR = 5
 MOST_FACTORS = 3
-LEAST_GAIN = 0.05  # of the left-out error; a factor that helps less is not added
-SMALL_GAIN = 0.001  # nor one that helps by less than this
+LEAST_GAIN = 0.001  # in left-out error; a factor that helps less is not added
 STEP = 0.05  # of a logarithm, for derivatives
 ROUNDS = 4
 SMALL = 0.01  # residuals below this count as squares
@@ -97,7 +96,7 @@ def calibrate(runs: Sequence[Run], most: int | None = None) -> Fit:
             if name not in best.names
         ]
         found = min(tried, key=lambda candidate: candidate.score)
-        if best.score - found.score < max(LEAST_GAIN * best.score, SMALL_GAIN):
+        if not found.clearly_better(best):
             break
         best = found
     return _fit(best, before, checked=True)
@@ -114,10 +113,17 @@ class _Candidate:
 
     @property
     def score(self) -> float:
-        """Mean left-out error without the worst tenth, which nothing explains, and the prior."""
-        sizes = np.sort(np.abs(self.left_out))
-        kept = sizes[: max(1, math.ceil(0.9 * len(sizes)))]
-        return float(kept.mean()) + _prior(self.logs) / len(sizes)
+        """Mean left-out residual, and the prior."""
+        return float(np.abs(self.left_out).mean()) + _prior(self.logs) / len(self.left_out)
+
+    def clearly_better(self, than: "_Candidate") -> bool:
+        """Whether the mean gain of left-out runs exceeds its standard error.
+
+        Gains are taken run by run, so what no factor explains in a run does not count.
+        """
+        gains = np.abs(than.left_out) - np.abs(self.left_out)
+        doubt = float(gains.std(ddof=1)) / math.sqrt(len(gains))
+        return than.score - self.score > max(doubt, LEAST_GAIN)
 
 
 def _fit(found: _Candidate, before: FloatArray, checked: bool) -> Fit:

@@ -1,5 +1,6 @@
 """The waterfall of a step: it adds up, no cause is negative, and each cause is what it says."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,6 +73,29 @@ def test_it_adds_up_for_any_stages(split: Split, tp: int, batch: int) -> None:
 
 
 SLOW_HOST = software(TORCH_LAUNCHER, cpu_op_s=1e-3)
+NAMED = [
+    ("zb_h1", {"pp": 4, "dp": 2}),
+    ("zb_h2", {"pp": 4, "tp": 2}),
+    ("zb_v", {"pp": 4, "vpp": 2, "dp": 2}),
+    ("dualpipe", {"pp": 4, "dp": 2}),
+]
+
+
+@pytest.mark.parametrize(("schedule", "degrees"), NAMED)
+@pytest.mark.parametrize("recompute", [Recompute.NONE, Recompute.FULL])
+def test_it_adds_up_for_named_schedules(
+    schedule: str, degrees: dict[str, Any], recompute: Recompute
+) -> None:
+    layout = replace(layout_with(**degrees, recompute=recompute), schedule=schedule)
+    plain = replace(layout, schedule="", vpp=1)
+
+    found, usual = (check(prices("small", "dgx-h100", 1, 64), one) for one in (layout, plain))
+
+    for name in ("ideal", "products", "attention", "memory_bound", "recompute"):
+        assert found.parts_s[name] == pytest.approx(usual.parts_s[name], rel=1e-9)
+    assert found.hfu / found.mfu == pytest.approx(usual.hfu / usual.mfu)
+
+
 # software, layout, the causes that must be there and those that must not
 CAUSES: list[tuple[Any, dict[str, Any], set[str], set[str]]] = [
     (TORCH_LAUNCHER, {"dp": 8}, {"data_parallel", "optimizer"}, {"tensor_parallel", "bubble"}),

@@ -8,6 +8,7 @@ import pytest
 from planner.errors import SpecError
 from planner.spec.calibration import (
     FACTORS,
+    MOST,
     Calibration,
     apply_calibration,
     calibrated_cluster,
@@ -49,7 +50,7 @@ def test_no_factor_changes_nothing() -> None:
 
 
 def test_shares_stay_shares() -> None:
-    fast = calibrated_cluster(cluster("dgx-h100", 2), dict.fromkeys(FACTORS, 1.9))
+    fast = calibrated_cluster(cluster("dgx-h100", 2), dict.fromkeys(FACTORS, MOST))
 
     again = ClusterSpec.model_validate(fast.model_dump())  # what a plan file holds must be readable
 

@@ -1,9 +1,13 @@
 """Calibration: factors that made the runs are found again, and no more than the runs support."""
 
 import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,8 @@ from planner.layout.layout import Layout, Recompute
 from planner.simulate.step import estimate_step
 from planner.spec.calibration import FACTORS, calibrated_cluster, calibrated_software
 from planner.validate.calibrate import Run, calibrate, errors, most_factors
+from planner.validate.cases import Skip, read_case, read_rows
+from planner.validate.table import is_sane, measured_step_s, source
 from tests.properties.strategies import cluster, job, layout_with, model
 
 # layouts that differ in what bounds them: products, tensor and data parallelism, host
@@ -158,3 +164,29 @@ def test_more_speed_is_less_time_and_more_host_time_more(name: str, index: int) 
 
     assert seconds == sorted(seconds, reverse=name != "host_time")
     assert name == "host_time" or seconds[0] > seconds[2]
+
+
+RUNS = os.environ.get("PLANNER_RUNS")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(RUNS is None, reason="PLANNER_RUNS names no folder of measured runs")
+@pytest.mark.parametrize(("name", "share"), [("bigscience", 0.5), ("aleph", 0.75), ("zb", 0.75)])
+def test_public_runs_are_estimated_better_with_a_factor_of_their_other_half(
+    name: str, share: float
+) -> None:
+    found = []
+    for file in sorted(Path(str(RUNS)).glob("*.csv")):
+        for row in read_rows(file):
+            measured_s = measured_step_s(row)
+            if source(row) != name or not measured_s or not is_sane(row):
+                continue
+            with suppress(Skip):
+                case = read_case(row)
+                found.append(Run(row["id"], case.model, case.cluster, case.job, case.layout,
+                                 measured_s, case.split))  # fmt: skip
+    fitted, tested = found[::2], found[1::2]
+
+    factors = calibrate(fitted, 1).factors
+
+    assert median(errors(tested, factors)) < share * median(errors(tested, {}))
