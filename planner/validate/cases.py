@@ -259,7 +259,7 @@ def read_case(row: dict[str, str]) -> Case:
         row.get("notes", ""),
         _is_modern(row),
         seq_len,
-        cells.text("precision", "bf16"),
+        row.get("precision", ""),
     )
     try:
         model = read_model(cells)
