@@ -82,7 +82,7 @@ def import_files(
 
     check_free(output, force)
     found, left_out = import_profile(files, form, collective)
-    save(output, found.model_dump_json(indent=1, exclude_defaults=True) + "\n")
+    save(output, found.model_dump_json(indent=1, exclude_none=True) + "\n")
     for text in left_out:
         note(text)
     kinds = ", ".join(dict.fromkeys(f"{link.kind} of {link.ranks}" for link in found.links))

@@ -106,6 +106,16 @@ def test_other_commands_take_the_file(lines: list[dict[str, Any]], tmp_path: Pat
     assert "calibrated already" in twice.stderr
 
 
+def test_a_launch_file_takes_no_factors(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text("torchrun pretrain_gpt.py --num-layers 2 --tensor-model-parallel-size 2\n")
+
+    result = planner("check", script, "--calibration", tmp_path / "calibration.json")
+
+    assert result.exit_code == 2
+    assert "--calibration: goes with a MODEL or PLAN" in result.stderr
+
+
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     file.write_text("mine")
