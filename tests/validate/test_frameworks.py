@@ -48,7 +48,7 @@ CELLS = [
     Known("fms-fsdp", "torch-fsdp", 3, "none", False, "reserved"),
     Known("FSDP (paper baseline)", "torch-fsdp", 3, "none", False, "reserved"),
     Known("FSDP+EP (paper baseline)", "torch-fsdp", 3, "none", False, "reserved"),
-    Known("DeepSpeed ZeRO-3", "deepspeed", 3, "none", False),
+    Known("DeepSpeed ZeRO-3", "deepspeed", 3, "none", False, "allocated"),
     Known("DeepSpeed", "deepspeed", 2, "none", False, "allocated"),
     Known("HF Trainer + DeepSpeed", "deepspeed", 2, "none", False, "allocated"),
     Known("ZeRO-2", "deepspeed", 2, "none", False, "allocated"),
