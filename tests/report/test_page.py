@@ -18,9 +18,10 @@ from planner.report.page.candidates import Axis, dots
 from planner.report.page.document import html_page
 from planner.report.page.facts import facts
 from planner.report.page.grids import Grid, grid_of, hue, node_groups
+from planner.report.page.links import Crossing, crossing, link_words
 from planner.report.page.markup import Markup, data_script, join, tag
 from planner.report.page.memory import sizes
-from planner.report.page.step import MOST_PASSES, TICKS, timeline_data
+from planner.report.page.timeline import MOST_PASSES, TICKS, timeline_data
 from planner.units import format_s
 from tests.cli.command import planner, tiny_plan
 from tests.formats.plans import build_plan, cluster, mixtral
@@ -128,21 +129,47 @@ def test_the_timeline_is_that_of_the_simulator(name: str) -> None:
     found = facts(plan(name))
     data = timeline_data(found)
 
-    ends = [end + sum(tail) for end, tail in zip(data["end"], data["tails"], strict=True)]
+    ends = [start + own for tail in data["tails"] for _, start, own in tail]
     assert max(ends) == pytest.approx(TICKS, abs=5)
     assert data["tick_s"] * TICKS == pytest.approx(plan(name).estimate.step_time_s)
-    passes = 2 * found.passes.order.passes
-    for row, warm_up in zip(data["ranks"], found.passes.order.warm_up, strict=True):
-        start, code, _ = np.array(row).reshape(-1, 3).T
-        own = np.array([data["stages"][c >> 2]["own"][c & 1] for c in code.tolist()])
+    for rank, flat in enumerate(data["ranks"]):
+        start, code, _ = np.array(flat).reshape(-1, 3).T
+        own = np.array([data["stages"][c // 6]["own"][c % 3] for c in code.tolist()])
         assert (start[1:] - (start + own)[:-1]).min() >= -2  # no two at once, but for rounding
+        kinds = [piece.kind for piece in found.timeline.slices if piece.rank == rank]
+        passes = sum(kind in "FBW" for kind in kinds)
         assert (len(start) < passes) == (data["fold"] is not None)
         if data["fold"]:
             low, high = data["fold"]
+            warm_up = kinds.index("B")
             assert not ((low <= start) & (start < high)).any()
             assert warm_up <= (start < low).sum()  # the whole warm-up and cool-down are shown
             assert warm_up <= (start >= high).sum()
     assert sum(map(len, data["ranks"])) <= 3 * (MOST_PASSES + len(data["ranks"]))
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_marked_passes_are_the_critical_path(name: str) -> None:
+    found = facts(plan(name))
+    data = timeline_data(found)
+
+    marked = sum((code // 3) % 2 for flat in data["ranks"] for code in flat[1::3])
+    path = [found.timeline.slices[place] for place in found.timeline.path]
+    passes = [round(p.start_s / data["tick_s"]) for p in path if p.kind in "FBW"]
+    low, high = data["fold"] or (TICKS, TICKS)
+    assert marked == sum(not low <= start < high for start in passes) > 0
+    assert path[-1].rank == data["critical_rank"]
+
+
+def test_weight_gradient_passes_are_drawn() -> None:
+    one = build_plan(pp=4, dp=2).model_copy(update={"schedule": "zb_h1"})
+
+    kinds = {code % 3 for flat in timeline_data(facts(one))["ranks"] for code in flat[1::3]}
+    assert kinds == {0, 1, 2}
+    assert "weight gradient" in html_page(one)
+    assert (
+        "t-w" not in html_page(build_plan(pp=4, dp=2)).partition("<body")[2].partition("<script")[0]
+    )
 
 
 def test_a_plan_of_another_planner_says_so() -> None:
@@ -211,6 +238,43 @@ def test_marked_groups_are_the_groups_of_the_layout(name: str, axes: tuple[str, 
     for axis in axes:
         expected = {frozenset(group) for group in groups(one.to_layout(), axis)}
         assert groups_of(grid, axis) == expected
+
+
+SPREAD = (0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)  # even ranks on the first node
+
+
+@pytest.mark.parametrize(
+    ("layout", "rank_map", "axis", "expected"),
+    [
+        ({"tp": 8, "dp": 2}, (), "tp", (8, 2, 0)),
+        ({"tp": 8, "dp": 2}, (), "dp", (2, 0, 8)),
+        ({"tp": 2, "pp": 8}, SPREAD, "tp", (2, 0, 8)),
+        ({"dp": 4, "pp": 4}, SPREAD, "dp", (4, 0, 4)),
+        ({"tp": 4, "cp": 4, "ep": 8}, (), "ep", (8, 2, 0)),
+        ({"tp": 4, "cp": 4, "ep": 8}, (), "edp", (2, 0, 8)),
+        ({"tp": 16}, (), "dp", (1, 16, 0)),
+    ],
+)
+def test_groups_that_leave_their_domain_are_counted(
+    layout: dict[str, int], rank_map: tuple[int, ...], axis: str, expected: tuple[int, int, int]
+) -> None:
+    one = build_plan(mixtral(), rank_map=rank_map, cluster_spec=cluster(nodes=2), **layout)
+
+    assert crossing(one, axis) == Crossing(axis, *expected)
+
+
+def test_links_say_fabric_and_network() -> None:
+    one = build_plan(cluster_spec=cluster(nodes=2), tp=8, dp=2)
+
+    assert link_words(one, Crossing("tp", 8, 2, 0)) == "nvlink, 450 GB/s per GPU"
+    assert link_words(one, Crossing("dp", 2, 0, 8)) == "ib network, 50 GB/s per GPU"
+    assert link_words(one, Crossing("cp", 2, 1, 3)) == (
+        "1 inside a domain (nvlink, 450 GB/s per GPU), 3 over the ib network, 50 GB/s per GPU"
+    )
+    page = html_page(one)
+    assert "ib network, 50 GB/s per GPU" in page
+    assert "Links of the expert grid" not in page
+    assert "Links of the expert grid" in html_page(plan("experts"))
 
 
 def test_gpus_without_a_rank_are_shown_unused() -> None:

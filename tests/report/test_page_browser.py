@@ -242,6 +242,21 @@ def test_text_can_be_read(browser: Any, tmp_path: Path, name: str, scheme: str) 
     assert found["seen"] > 300
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.parametrize("name", ["dense", "interleaved", "experts"])
+def test_axe_finds_no_violation(
+    browser: Any, tmp_path: Path, name: str, width: int, scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-core")
+    size = {"width": width, "height": 900}
+    opened = Opened(browser, plan(name), tmp_path, viewport=size, color_scheme=scheme)
+
+    found = axe.Axe().run(opened.page).response
+
+    assert [(one["id"], one["nodes"][0]["html"][:120]) for one in found["violations"]] == []
+    assert len(found["passes"]) > 20
+
+
 def test_a_dark_page_is_dark(browser: Any, tmp_path: Path) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     light, dark = (

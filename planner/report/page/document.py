@@ -13,7 +13,8 @@ from planner.report.page.grids import grids_card
 from planner.report.page.markup import Markup, join, tag
 from planner.report.page.memory import memory_card
 from planner.report.page.sources import commands_card, footer, sources_card
-from planner.report.page.step import timeline_card, waterfall_card
+from planner.report.page.step import waterfall_card
+from planner.report.page.timeline import timeline_card
 
 
 def html_page(plan: Plan, file: Path = Path("plan.json")) -> str:

@@ -3,15 +3,11 @@
 from collections import Counter
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from planner.cost.layer import Prices
 from planner.errors import SpecError
 from planner.memory.estimate import RankMemory, rank_memory
 from planner.plan import Plan
-from planner.simulate.pipeline import PassTimes, pipeline_trace
-from planner.simulate.step import StepCosts, pipeline_arguments, step_costs
+from planner.simulate.step import StepCosts, step_costs
 from planner.simulate.timeline import Timeline, step_timeline
 
 SAME = 1e-3  # relative; planners of other versions may differ by more
@@ -19,22 +15,12 @@ SAME = 1e-3  # relative; planners of other versions may differ by more
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A plan, the memory of each of its pipeline ranks and its step pass by pass."""
+    """A plan, the memory of each of its pipeline ranks, its step by cost and pass by pass."""
 
     plan: Plan
     memory: tuple[RankMemory, ...]
-    timeline: Timeline
-    passes: PassTimes
     costs: StepCosts
-
-    @property
-    def critical(self) -> NDArray[np.bool_]:
-        """Return whether each pass, ``[ranks, passes of a rank]``, is on the critical path."""
-        order = self.passes.order
-        found = np.zeros(order.stages * order.length, bool)
-        # a timeline begins with the passes of all ranks, rank by rank
-        found[[place for place in self.timeline.path if place < len(found)]] = True
-        return found.reshape(order.stages, order.length)
+    timeline: Timeline
 
     @property
     def fullest(self) -> RankMemory:
@@ -59,9 +45,7 @@ def facts(plan: Plan) -> Facts:
     ranks = (rank_memory(plan.model, plan.job, layout, r, split) for r in range(layout.pp))
     prices = Prices(plan.model, plan.cluster, plan.job)
     costs = step_costs(prices, layout, split)
-    passes = pipeline_trace(**pipeline_arguments(prices, layout, costs))
-    found = step_timeline(prices, layout, split)
-    return Facts(plan, tuple(ranks), found, passes, costs)
+    return Facts(plan, tuple(ranks), costs, step_timeline(prices, layout, split))
 
 
 def plan_problems(plan: Plan) -> list[str]:

@@ -8,20 +8,12 @@ from numpy.typing import NDArray
 
 from planner.layout.ranks import ATTENTION_AXES, EXPERT_AXES
 from planner.plan import Plan
+from planner.report.page.links import WORDS, link_table
 from planner.report.page.markup import Markup, card, join, tag
 
 IntArray = NDArray[np.int64]
 MOST_NODES = 32  # drawn one by one; beyond, neighbours of the same stages share one drawing
 MOST_GROUPS = 64
-WORDS = {
-    "tp": "tensor",
-    "cp": "context",
-    "dp": "data",
-    "pp": "pipeline",
-    "etp": "expert tensor",
-    "ep": "expert",
-    "edp": "expert data",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +33,9 @@ def grids_card(plan: Plan) -> Markup:
         "Each small square is a GPU with the rank it runs, each box a machine. Point at a GPU, or "
         "walk with the arrow keys, to see its group along the chosen axis."
     )
-    parts = [_drawn(grid_of(plan, "attention", ATTENTION_AXES))]
-    if plan.model.moe:
-        parts.append(_drawn(grid_of(plan, "expert", EXPERT_AXES)))
-    else:
+    grids = [("attention", ATTENTION_AXES), *([("expert", EXPERT_AXES)] if plan.model.moe else [])]
+    parts = [_drawn(grid_of(plan, *one), link_table(plan, *one)) for one in grids]
+    if not plan.model.moe:
         text = "The model has no experts, so there is no expert grid."
         parts.append(tag("p", text, class_="hint"))
     return card("grids", "Ranks on the machines", lead, *parts)
@@ -77,7 +68,7 @@ def node_groups(grid: Grid) -> list[list[int]]:
     ]
 
 
-def _drawn(grid: Grid) -> Markup:
+def _drawn(grid: Grid, links: Markup) -> Markup:
     groups = node_groups(grid)
     used = [axis for axis, size in zip(grid.axes, grid.sizes, strict=True) if size > 1]
     chosen = used[-1] if used else grid.axes[-1]
@@ -104,6 +95,7 @@ def _drawn(grid: Grid) -> Markup:
             data_sizes=",".join(map(str, grid.sizes)),
             data_chosen=grid.axes.index(chosen),
         ),
+        links,
         class_="grid",
         id=f"{grid.name}-grid",
     )

@@ -123,27 +123,25 @@
   const bars = data.ranks.map((flat, rank) => {
     const row = [];
     for (let i = 0; i < flat.length; i += 3) {
-      const code = flat[i + 1], stage = code >> 2, backward = code & 1;
-      row.push({ rank, start: flat[i], stage, backward, critical: (code & 2) > 0,
-        batch: flat[i + 2], own: data.stages[stage].own[backward] });
+      const code = flat[i + 1], stage = Math.floor(code / 6), kind = code % 3;
+      row.push({ rank, start: flat[i], stage, kind, critical: code % 6 > 2, batch: flat[i + 2],
+        chunk: data.held[rank].indexOf(stage), own: data.stages[stage].own[kind] });
     }
-    let start = data.end[rank];
-    ["wait for a slow node", "gradients and weights", "optimizer"].forEach((name, i) => {
-      if (data.tails[rank][i] > 0) row.push({ rank, start, own: data.tails[rank][i], name });
-      start += data.tails[rank][i];
-    });
+    for (const [name, start, own] of data.tails[rank]) {
+      if (own > 0) row.push({ rank, start, own, name, critical: rank === data.critical_rank });
+    }
     return row;
   });
   const layers = ([first, count]) => (count === 1 ? `layer ${first}` : `layers ${first}-${first + count - 1}`);
   const words = (bar) => {
     const lasts = `${seconds(bar.own)} from ${seconds(bar.start)}`;
-    if (bar.name) return `rank ${bar.rank}, ${bar.name}: ${lasts}`;
-    const stage = data.stages[bar.stage];
-    const kind = bar.backward ? "backward" : "forward";
-    const chunk = data.chunks > 1 ? `, chunk ${Math.floor(bar.stage / ranks)}` : "";
-    const parts = Object.entries(stage.parts[bar.backward]).map(([name, s]) => `${name} ${seconds(s / data.tick_s)}`);
     const mark = bar.critical ? "\non the critical path" : "";
-    return `rank ${bar.rank}${chunk}, ${kind} of micro-batch ${bar.batch}: ${lasts}\n${layers(stage.layers)}: ${parts.join(", ")}${mark}`;
+    if (bar.name) return `rank ${bar.rank}, ${bar.name}: ${lasts}${mark}`;
+    const stage = data.stages[bar.stage];
+    const chunk = data.chunks > 1 ? `, chunk ${bar.chunk}` : "";
+    const parts = Object.entries(stage.parts[bar.kind]).map(([name, s]) => `${name} ${seconds(s / data.tick_s)}`);
+    const pass = `${data.kinds[bar.kind]} of micro-batch ${bar.batch}`;
+    return `rank ${bar.rank}${chunk}, ${pass}: ${lasts}\n${layers(stage.layers)}: ${parts.join(", ")}${mark}`;
   };
 
   const make = (name, attributes, parent, text) => {
@@ -175,7 +173,7 @@
     for (const row of bars) for (const bar of row) {
       const x0 = Math.max(LEFT, at(bar.start)), x1 = Math.min(right, at(bar.start + bar.own));
       if (x1 <= x0) continue;
-      const kind = bar.name ? "t-t" : `${bar.backward ? "t-b" : "t-f"}${Math.floor(bar.stage / ranks) % 2 ? " odd" : ""}`;
+      const kind = bar.name ? "t-t" : `t-${"fbw"[bar.kind]}${bar.chunk % 2 ? " odd" : ""}`;
       const y = top(bar.rank) + 1, w = Math.max(0.4, x1 - x0 - (x1 - x0 > 3 ? 0.8 : 0)), h = height - 2;
       const shape = (y, h) => `M${x0.toFixed(1)} ${y}h${w.toFixed(1)}v${h}h${(-w).toFixed(1)}z`;
       (paths[kind] ??= []).push(shape(y, h));

@@ -42,6 +42,7 @@ def commands_card(plan: Plan, file: Path) -> Markup:
     rows += [
         ("Make this page again", f"planner report {name} --output report.html"),
         ("Where the memory goes, and what would lower it", f"planner explain memory {name}"),
+        ("The step as a trace for Perfetto", f"planner simulate {name} --trace step.json.gz"),
     ]
     steps = next_steps(plan, file)
     rows += zip(("Write the launch files", "Start"), steps, strict=False)
