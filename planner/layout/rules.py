@@ -4,6 +4,7 @@ Rules of one target (the torch launcher, a Megatron version) come on top; see ``
 """
 
 from planner.layout.layout import Layout
+from planner.layout.rule import divisor, near
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
@@ -15,16 +16,10 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // d for d in small)})
 
 
-def _near(number: int, wanted: int, count: int = 4) -> str:
-    """Return the divisors of ``number`` nearest to ``wanted``, as text."""
-    nearest = sorted(divisors(number), key=lambda d: (abs(d - wanted), d))[:count]
-    return ", ".join(map(str, sorted(nearest)))
-
-
 def _divides(what: str, size: int, knob: str, degree: int) -> list[str]:
     if size % degree == 0:
         return []
-    return [f"{knob}={degree} does not divide {what}={size}; near: {_near(size, degree)}"]
+    return [divisor(knob, degree, what, size)]
 
 
 def _tensor_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
@@ -60,7 +55,7 @@ def _shard_problems(layout: Layout) -> list[str]:
     sizes = {"weights": shard.weights, "gradients": shard.gradients, "optimizer": shard.optimizer}
     problems = [
         f"shard {name}={size} does not divide the {ranks} ranks that hold the same layers; "
-        f"near: {_near(ranks, size)}"
+        f"try {near(size, lambda n: ranks % n == 0, ranks)}"
         for name, size in sizes.items()
         if ranks % size
     ]

@@ -37,7 +37,7 @@ class RankMemory:
     working: float
     outside: float
     moment: str
-    reserve_share: float = 0.053
+    reserve_share: float
 
     @property
     def states(self) -> float:

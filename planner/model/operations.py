@@ -14,13 +14,8 @@ from planner.spec.model import ModelSpec
 
 ACTIVATION_BYTES = 2
 GRADIENT_ACCUMULATION = "gradient accumulation"
-LOSS_TRAFFIC = {
-    "eager": 22,
-    "kernel": 4,
-    "in_place": 22,
-    "remade": 22,
-    "fused": 4,
-}  # bytes per logit, forward
+# bytes per logit, forward
+LOSS_TRAFFIC = {"eager": 22, "kernel": 4, "in_place": 22, "remade": 22, "fused": 4}
 
 
 class Gemm(NamedTuple):

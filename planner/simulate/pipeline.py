@@ -122,30 +122,6 @@ def pipeline_time(
     )
 
 
-def pass_times(
-    kind: str | Order,
-    stages: int,
-    chunks: int,
-    micro_batches: int,
-    forward_s: ArrayLike,
-    backward_s: ArrayLike,
-    send_s: ArrayLike,
-    overlap_p2p: bool,
-    group: int | None = None,
-    weight_s: ArrayLike | None = None,
-    delay: int | None = None,
-) -> tuple[Order, FloatArray, FloatArray]:
-    """Return the order and the start and end of each of its passes, for a timeline.
-
-    Arguments as ``pipeline_time`` without batch; both arrays are ``[stages, passes of a rank]``.
-    """
-    made = pipeline_trace(
-        kind, stages, chunks, micro_batches, forward_s, backward_s, send_s, overlap_p2p, group,
-        weight_s, delay,
-    )  # fmt: skip
-    return made.tasks.order, made.start_s, made.end_s
-
-
 def pipeline_trace(
     kind: str | Order,
     stages: int,

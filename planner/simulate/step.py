@@ -281,7 +281,7 @@ def step_costs(
 
 
 def pipeline_arguments(prices: Prices, layout: Layout, step: StepCosts) -> dict[str, Any]:
-    """Return what ``pipeline_time`` and ``pass_times`` take for this step."""
+    """Return what ``pipeline_time`` and ``pipeline_trace`` take for this step."""
     forward, backward, weight = np.array([cost.seconds for cost in step.costs]).T
     return {
         "kind": step.schedule,

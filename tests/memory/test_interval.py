@@ -14,6 +14,7 @@ memories = st.builds(
     RankMemory,
     *[sizes] * 7,
     moment=st.just("loss"),
+    reserve_share=st.floats(0, 0.5),
 )
 
 
@@ -46,6 +47,6 @@ def test_more_capacity_never_fits_less(memory: RankMemory, one: float, other: fl
 )
 def test_verdict_at_the_ends(capacity: float, expected: Verdict) -> None:
     """100 GiB reserved and 1.5 GiB outside."""
-    memory = RankMemory(0, 0, 0, 0, 100 * GIB / 1.053, 0, 1.5 * GIB, "loss")
+    memory = RankMemory(0, 0, 0, 0, 100 * GIB / 1.053, 0, 1.5 * GIB, "loss", 0.053)
 
     assert verdict(memory, capacity * GIB) is expected

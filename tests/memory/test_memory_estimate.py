@@ -43,11 +43,11 @@ SMALL = small()
 
 
 def memory_of(allocated: float, outside: float = 0.0) -> RankMemory:
-    return RankMemory(allocated, 0, 0, 0, 0, 0, outside, "loss")
+    return RankMemory(allocated, 0, 0, 0, 0, 0, outside, "loss", MEGATRON_CORE.reserve_share)
 
 
 def test_components_add_up() -> None:
-    memory = RankMemory(1, 2, 4, 8, 16, 32, 64, "loss")
+    memory = RankMemory(1, 2, 4, 8, 16, 32, 64, "loss", 0.053)
 
     assert memory.states == 7
     assert memory.allocated == 63

@@ -66,7 +66,7 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("size", "outcome", "right"), VERDICTS)
 def test_the_rule(size: float, outcome: str, right: bool) -> None:
-    memory = RankMemory(0, 0, 0, 0, size * GIB / 1.053, 0, 0, "loss")
+    memory = RankMemory(0, 0, 0, 0, size * GIB / 1.053, 0, 0, "loss", 0.053)
     found = Checked("one", (), (memory,), 100 * GIB, verdict(memory, 100 * GIB))
 
     assert is_right(outcome, found) is right

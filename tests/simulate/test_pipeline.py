@@ -11,7 +11,7 @@ from planner.errors import LayoutError
 from planner.schedule.orders import group_problem, legal_group, order
 from planner.schedule.passes import FloatArray, Order
 from planner.simulate import pipeline
-from planner.simulate.pipeline import PipelineResult, pass_times, pipeline_time
+from planner.simulate.pipeline import PipelineResult, pipeline_time, pipeline_trace
 
 FIELDS = (
     "total_s",
@@ -152,10 +152,11 @@ class Case:
         )  # fmt: skip
 
     def timeline(self, overlap: bool) -> tuple[FloatArray, FloatArray]:
-        return pass_times(
+        times = pipeline_trace(
             self.kind, self.stages, self.chunks, self.micro_batches, self.forward_s,
             self.backward_s, self.send_s, overlap, self.group,
-        )[1:]  # fmt: skip
+        )  # fmt: skip
+        return times.start_s, times.end_s
 
     def slowly(self) -> tuple[FloatArray, FloatArray]:
         """Return start and end of each pass with overlapped transfers, pass by pass."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from planner.schedule.kinds import SCHEDULES, SPLIT
 from planner.schedule.orders import order
 from planner.schedule.passes import FloatArray, Order
-from planner.simulate.pipeline import pass_times, pipeline_time
+from planner.simulate.pipeline import pipeline_time, pipeline_trace
 
 Pass = tuple[str, int, int]  # F, B or W; virtual stage; micro-batch
 Task = tuple[Pass, ...]
@@ -85,7 +85,8 @@ def test_the_step_is_the_longest_path(
 
     expected = longest_path_s(made, seconds, send_s)
     times = pipeline_time(*given_, weight_s, delay)
-    _, start_s, end_s = pass_times(*given_, weight_s, delay)
+    trace = pipeline_trace(*given_, weight_s, delay)
+    start_s, end_s = trace.start_s, trace.end_s
 
     assert times.total_s == pytest.approx(expected)
     assert end_s.max() == pytest.approx(expected)
