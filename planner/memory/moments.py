@@ -126,10 +126,8 @@ def moments(
         for name, own, working in _backward(model, job, layout, mine, kept, first):
             found.append(Moment(name, gradients, others + own, working))
     if lazy and micro_batches == 1:  # gradients are whole only when activations are gone
-        last = max(
-            (moment.working for moment in found if moment.name in (LAYER, AGAIN)), default=0.0
-        )
-        found.append(Moment(LAYER, True, kept.last_layer, last))
+        layers = [moment.working for moment in found if moment.name in (LAYER, AGAIN)]
+        found.append(Moment(LAYER, True, kept.last_layer, max(layers, default=0.0)))
     return found
 
 

@@ -98,6 +98,15 @@ def test_one_micro_batch_has_gradients_only_when_activations_are_gone() -> None:
     assert max(moment.activations for moment in with_gradients) < fullest / 2
 
 
+def test_the_loss_is_over_when_one_micro_batch_has_its_gradients() -> None:
+    run, layout = job(8, 4096, software=TORCH_FSDP), Layout(dp=8, recompute=Recompute.FULL)
+    wordy = small(vocab=262144)  # a loss that outweighs every layer
+    found = moments(wordy, run, layout, StageLayers(4, 0, True, True), 0)
+
+    loss = max(moment.working for moment in named(found, LOSS))
+    assert all(moment.working < loss for moment in found if moment.gradients)
+
+
 def test_torch_keeps_what_the_first_stage_sent() -> None:
     stage = StageLayers(2, 0, embedding=True)
     run = job(32, 4096, software=TORCH_LAUNCHER)
