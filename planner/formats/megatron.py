@@ -282,6 +282,13 @@ def _recompute(values: Mapping[str, Any], degrees: Mapping[str, int]) -> dict[st
     return {"recompute_layers": count}
 
 
+def _loss(values: Mapping[str, Any]) -> str:
+    """Return the kind of loss; the fused one is Megatron's own unless told otherwise."""
+    if not values.get("fused_loss"):
+        return "in_place"
+    return "fused" if values.get("fused_loss_kernel") == "te" else "native"
+
+
 def _software(values: Mapping[str, Any]) -> SoftwareSpec:
     """Return Megatron-Core as these arguments run it; what is not switched on is off."""
     dropout = max(
@@ -291,7 +298,7 @@ def _software(values: Mapping[str, Any]) -> SoftwareSpec:
     flash = values.get("attention", "auto") not in ("unfused", "local")
     small = bool(values.get("reduce_bf16"))
     changes: dict[str, Any] = {
-        "loss": "fused" if values.get("fused_loss") else "in_place",
+        "loss": _loss(values),
         "dropout": dropout > 0, "flash_attention": flash,
         "overlap_grad_reduce": bool(values.get("overlap_reduce")),
         "overlap_param_gather": bool(values.get("overlap_gather")),

@@ -75,7 +75,7 @@ def megatron_arguments(work: Work) -> list[str]:
     words += _NUMBERS[work.job.precision]
     words += ["--attention-dropout", "0.0", "--hidden-dropout", "0.0"]
     if work.job.software.loss == "fused":
-        words.append("--cross-entropy-loss-fusion")
+        words += ["--cross-entropy-loss-fusion", "--cross-entropy-fusion-impl", "te"]
     words += ["--transformer-impl", "transformer_engine", "--use-mcore-models", "--mock-data"]
     words += ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(work.model.vocab)]
     return [*words, "--lr", "1e-4", "--train-iters", "20", "--log-interval", "1",

@@ -15,7 +15,7 @@ from planner.spec.model import ModelSpec
 ACTIVATION_BYTES = 2
 GRADIENT_ACCUMULATION = "gradient accumulation"
 # bytes per logit, forward
-LOSS_TRAFFIC = {"eager": 22, "kernel": 4, "in_place": 22, "remade": 22, "fused": 4}
+LOSS_TRAFFIC = {"eager": 22, "kernel": 4, "in_place": 22, "native": 22, "remade": 22, "fused": 4}
 
 
 class Gemm(NamedTuple):

@@ -22,11 +22,11 @@ class SoftwareSpec(BaseModel):
     gathers_logits: bool = Field(
         False, description="Every tensor-parallel rank computes the loss of the whole vocabulary."
     )
-    loss: Literal["eager", "kernel", "in_place", "remade", "fused"] = Field(
+    loss: Literal["eager", "kernel", "in_place", "native", "remade", "fused"] = Field(
         "eager",
         description="Cross-entropy over fp32 copies, one kernel, over one fp32 copy in place "
-        "(Megatron's vocabulary-parallel loss), one remade in the backward pass, or one kernel "
-        "whose gradient takes the room of the logits.",
+        "(Megatron's vocabulary-parallel loss), over two (its native fusion), one remade in the "
+        "backward pass, or one kernel whose gradient takes the room of the logits.",
     )
     dropout: bool = Field(False, description="Keep dropout masks (GPT of 2019-2022).")
     fused_gradient_accumulation: bool = Field(

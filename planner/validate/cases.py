@@ -260,6 +260,7 @@ def read_case(row: dict[str, str]) -> Case:
         _is_modern(row),
         seq_len,
         row.get("precision", ""),
+        row.get("model", ""),
     )
     try:
         model = read_model(cells)

@@ -51,7 +51,14 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
     (
         r"NeMo",
         Defaults(
-            _but(MEGATRON_CORE, "nemo", flash_version=2, gradient_bytes=2, reduce_bytes=2),
+            _but(
+                MEGATRON_CORE,
+                "nemo",
+                flash_version=2,
+                gradient_bytes=2,
+                reduce_bytes=2,
+                loss="native",
+            ),
             1,
             "none",
             True,
@@ -97,19 +104,24 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
 
 
 def defaults_for(
-    framework: str, notes: str, modern: bool = False, seq_len: int = 0, precision: str = "bf16"
+    framework: str,
+    notes: str,
+    modern: bool = False,
+    seq_len: int = 0,
+    precision: str = "bf16",
+    model: str = "",
 ) -> Defaults:
     """Return the defaults of ``framework``, refined by what the run's notes say of its kernels.
 
     ``modern``: the run uses what Megatron-LM has only since Megatron-Core (8-bit precision,
-    experts, context parallelism, Hopper or newer GPUs).
+    experts, context parallelism, Hopper or newer GPUs). ``model``: the run's own name.
     """
     if modern and framework == "Megatron-LM":
         framework = "Megatron-Core"
     found = next(entry for pattern, entry in _TABLE if re.search(pattern, framework))
     if found.software is MEGATRON_DEEPSPEED and precision == "fp16":
         found = replace(found, software=MEGATRON_DEEPSPEED_FP16)
-    changes = _kernels(notes, seq_len)
+    changes = _kernels(notes, seq_len) | _test_kernels(notes, seq_len, model)
     if changes:
         found = replace(found, software=found.software.model_copy(update=changes))
     stage = re.search(r"ZeRO-(\d)", framework)
@@ -135,16 +147,30 @@ def _kernels(notes: str, seq_len: int) -> dict[str, object]:
         changes["flash_attention"] = False
     if re.search(r"FlashAttention on\b", notes):
         changes["flash_attention"] = True
-    backend = re.search(r"attention backend (\w+)", notes)
-    if backend:
-        # Megatron-LM's default dropout of 0.1 leaves no deterministic fused backend; runs on long
-        # sequences, whose scores would not fit, turn dropout off
-        short = seq_len <= LONG_SEQUENCE
-        chosen = backend[1] == "default" and "deterministic mode" in notes and short
-        changes["flash_attention"] = not (chosen or backend[1] in ("unfused", "local"))
-        changes["dropout"] = backend[1] == "unfused" and short
     if re.search("hybridep|deepep", notes, re.IGNORECASE):
         changes["moe_sends_once"] = True
     if "compile" in notes and not re.search(r"torch 2\.[0-6]\b", notes):
         changes["loss"] = "fused"  # torchtitan compiles the loss too since 2025
+    return changes
+
+
+def _test_kernels(notes: str, seq_len: int, model: str) -> dict[str, object]:
+    """Return the kernels of a run of Megatron-LM's functional tests, whose notes name the backend.
+
+    Left at its default, the backend follows ``--transformer-impl``: the names of these tests say
+    ``te`` where Transformer Engine picks a flash kernel (deterministic mode excludes only the fused
+    one of cuDNN); the others run ``local`` layers, which keep the scores. Dropout is Megatron-LM's
+    default of 0.1, which tests on long sequences turn off.
+    """
+    backend = re.search(r"attention backend (\w+)", notes)
+    if not backend:
+        return {}
+    local = "mcore_tp" in model and "_te" not in model
+    scores = backend[1] in ("unfused", "local") or (backend[1] == "default" and local)
+    changes: dict[str, object] = {
+        "flash_attention": not scores,
+        "dropout": seq_len <= LONG_SEQUENCE,
+    }
+    if "cross_entropy_loss_fusion" in model:
+        changes["loss"] = "native"
     return changes

@@ -101,7 +101,7 @@ def test_splitting_never_needs_more(stack: SoftwareSpec, moe_layer: bool) -> Non
 
 
 # kind of loss; the logits of 4096 tokens and 131072 words outweigh the gradient of the matrix
-@pytest.mark.parametrize("loss", ["eager", "kernel", "in_place", "remade"])
+@pytest.mark.parametrize("loss", ["eager", "kernel", "in_place", "native", "remade"])
 def test_logits_at_the_moment_of_the_loss(loss: str) -> None:
     spec = small(vocab=131072)
 
