@@ -131,7 +131,9 @@ FLAGS: dict[str, Meaning] = {
     "--moe-expert-capacity-factor": Meaning("capacity", number, "expert capacity"),
     "--grad-reduce-in-bf16": Meaning("reduce_bf16", switch, "gradients reduced in 2 bytes"),
     "--cross-entropy-loss-fusion": Meaning("fused_loss", switch, "fused loss"),
-    "--cross-entropy-fusion-impl": Meaning("fused_loss_kernel", text_of, "kernel of the fused loss"),
+    "--cross-entropy-fusion-impl": Meaning(
+        "fused_loss_kernel", text_of, "kernel of the fused loss"
+    ),
     "--attention-backend": Meaning("attention", text_of, "attention kernel"),
     "--use-flash-attn": Meaning("flash", switch, "FlashAttention"),
     "--attention-dropout": Meaning("attention_dropout", number, "attention dropout"),

@@ -13,9 +13,7 @@ from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.units import MIB
 
-# CUDA context and cuBLAS workspace; NCCL's buffers of each communicator (340-400 MiB measured).
-# Neither is in torch's counters.
-CONTEXT_BYTES = 500 * MIB
+# NCCL's buffers of each communicator (340-400 MiB measured); not in torch's counters.
 COMMUNICATOR_BYTES = 370 * MIB
 
 
@@ -26,7 +24,8 @@ class RankMemory:
     ``buffers`` stay for the whole step; ``activations`` are kept for backward passes to come;
     ``working`` is alive only at the ``moment`` of the peak; ``outside`` is context and
     communicators, which torch does not count; ``reserve_share`` of what is allocated is what torch
-    reserves beyond it.
+    reserves beyond it; ``spread`` is what measured runs of the software reserve, as shares of the
+    estimate (low, high).
     """
 
     weights: float
@@ -38,6 +37,7 @@ class RankMemory:
     outside: float
     moment: str
     reserve_share: float
+    spread: tuple[float, float] = (1.0, 1.0)
 
     @property
     def states(self) -> float:
@@ -60,15 +60,15 @@ class RankMemory:
         return self.reserved + self.outside
 
 
-def outside_bytes(layout: Layout) -> float:
+def outside_bytes(layout: Layout, software: SoftwareSpec) -> float:
     """Return what the CUDA context and one communicator for each kind of group take."""
     degrees = (layout.tp, layout.cp, layout.pp, layout.dp, layout.ep)
-    return CONTEXT_BYTES + COMMUNICATOR_BYTES * sum(degree > 1 for degree in degrees)
+    return software.context_bytes + COMMUNICATOR_BYTES * sum(degree > 1 for degree in degrees)
 
 
 def allocated_limit(device_bytes: float, layout: Layout, software: SoftwareSpec) -> float:
     """Return what torch may allocate for the driver to show ``device_bytes``."""
-    return (device_bytes - outside_bytes(layout)) / (1 + software.reserve_share)
+    return (device_bytes - outside_bytes(layout, software)) / (1 + software.reserve_share)
 
 
 def table_gradient_bytes(
@@ -110,7 +110,7 @@ def rank_timeline(
     buffers = buffer_bytes(model, shape, software, mine.has_experts)
     micro_batches = layout.micro_batches(job.global_batch)
     buffers += receive_bytes(model, shape, software, layout, rank, micro_batches)
-    outside = outside_bytes(layout)
+    outside = outside_bytes(layout, software)
     timeline = [
         RankMemory(
             states.weights,
@@ -122,6 +122,7 @@ def rank_timeline(
             outside,
             moment.name,
             software.reserve_share,
+            software.memory_spread,
         )
         for moment in moments(model, job, layout, mine, rank)
     ]
@@ -130,7 +131,7 @@ def rank_timeline(
     working = step_working_bytes(sharded_parameters(local, layout), software)
     step = RankMemory(
         weights, gradients, states.optimizer, buffers, 0.0, working, outside, STEP,
-        software.reserve_share,
+        software.reserve_share, software.memory_spread,
     )  # fmt: skip
     return (*timeline, step)
 

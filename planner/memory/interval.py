@@ -4,11 +4,6 @@ from enum import StrEnum
 
 from planner.memory.estimate import RankMemory
 
-# Measured ÷ estimated of 1,313 runs that print memory: 83 % lie between the two (``planner
-# validate`` on the files of docs/accuracy.md). The median is 1.07: what frameworks, collectives and
-# kernels allocate beside the model is under-estimated more often than not.
-LOW, HIGH = 0.85, 1.35
-
 
 class Verdict(StrEnum):
     """Whether a layout fits, as far as the interval can tell."""
@@ -19,14 +14,13 @@ class Verdict(StrEnum):
 
 
 def memory_interval(memory: RankMemory) -> tuple[float, float]:
-    """Return (low, high) device bytes between which about four of five measured runs lie.
+    """Return (low, high) device bytes between which nine of ten measured runs lie.
 
-    Context and communicators are known; only what torch allocates is uncertain.
+    Context and communicators are known; what torch allocates is as uncertain as the runs of the
+    same software have shown (``SoftwareSpec.memory_spread``).
     """
-    return (
-        LOW * memory.reserved + memory.outside,
-        HIGH * memory.reserved + memory.outside,
-    )
+    low, high = memory.spread
+    return low * memory.reserved + memory.outside, high * memory.reserved + memory.outside
 
 
 def verdict(memory: RankMemory, capacity_bytes: float) -> Verdict:

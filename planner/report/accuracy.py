@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.report.layout import column_table, section
-from planner.validate.table import Errors, ErrorTable, Ranking
+from planner.validate.table import Errors, ErrorTable, Inside, Ranking
 
 MOST_REASONS = 10
 
@@ -34,6 +34,9 @@ def share(fraction: float | None, signed: bool = False) -> str:
 
 def _coverage(table: ErrorTable, spent_s: float | None) -> str:
     text = f"{table.rows:,} rows, {table.estimated:,} estimated ({share(table.coverage)})"
+    done, stating = table.stating
+    if stating:
+        text += f"; {share(done / stating)} of the {stating:,} that state their shape"
     if not spent_s:
         return text
     return f"{text}, {table.rows / spent_s:,.0f} rows/s"
@@ -91,6 +94,8 @@ def _verdicts(table: ErrorTable) -> list[str]:
     if table.memory_too_small is not None:
         small = share(table.memory_too_small)
         lines.append(f"Memory: {small} of estimates more than 2% below the measured peak")
+    if table.memory_inside.count:
+        lines.append(_inside(table.memory_inside))
     fit, accuracy = table.fit, table.fit.balanced_accuracy
     if accuracy is not None:
         oom, fits = fit.oom_found + fit.oom_missed, fit.fits_found + fit.fits_missed
@@ -98,11 +103,25 @@ def _verdicts(table: ErrorTable) -> list[str]:
             f"Fit: out of memory found {fit.oom_found:,} of {oom:,}, "
             f"fits found {fit.fits_found:,} of {fits:,}, balanced accuracy {share(accuracy)}"
         )
+    if table.certain.of:
+        sure = table.certain
+        lines.append(
+            f"Certain: {sure.answers:,} of {sure.of:,} verdicts; called impossible but ran: "
+            f"{sure.ran_called_impossible:,}; called safe but out of memory: "
+            f"{sure.oom_called_safe:,}"
+        )
     if table.ranking is not None:
         lines.append(_ranking("Ranking", table.ranking))
     if table.yardstick_ranking is not None:
         lines.append(_ranking("Ranking by the yardstick", table.yardstick_ranking))
     return lines
+
+
+def _inside(memory: Inside) -> str:
+    return (
+        f"Memory interval: of {memory.count:,} measured peaks {share(memory.above / memory.count)} "
+        f"lie above theirs, {share(memory.below / memory.count)} below"
+    )
 
 
 def _ranking(name: str, ranking: Ranking) -> str:

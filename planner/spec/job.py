@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from planner.units import MIB
+
 
 class SoftwareSpec(BaseModel):
     """What a framework does that costs or saves time and memory.
@@ -59,6 +61,15 @@ class SoftwareSpec(BaseModel):
         description="What torch reserves beyond what it has allocated at the peak, as a share: "
         "segments, split blocks that no request fits. Mean of 19 configurations on 8 B200 (0.028 "
         "to 0.093; SimuMax 1.2).",
+    )
+    context_bytes: PositiveInt = Field(
+        500 * MIB,
+        description="CUDA context with its kernels, and what libraries take beside torch.",
+    )
+    memory_spread: tuple[float, float] = Field(
+        (0.85, 1.35),
+        description="Peak bytes of measured runs, as shares of the estimate: a 5th and a 95th "
+        "percentile. As shipped, of runs of every software together.",
     )
     quantised_inputs: bool = Field(
         False,

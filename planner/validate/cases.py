@@ -170,6 +170,19 @@ def read_model(cells: _Cells) -> ModelSpec:
     return _model(fields, moe, _LATENT if latent else ())
 
 
+def _recompute(cells: _Cells, defaults: Defaults) -> Recompute:
+    """Return what a row recomputes; the framework's default where it does not say."""
+    text = cells.row.get("recompute", "")
+    if not text:
+        cells.assumed.append(f"recompute={defaults.recompute}")
+        text = defaults.recompute
+    if text == Recompute.SELECTIVE and defaults.selective_share:
+        cells.assumed.append("recompute=selective of operations, not of a share of the layers")
+    if text not in {kind.value for kind in Recompute}:
+        raise Skip(f"recompute {text!r} cannot be expressed")
+    return Recompute(text)
+
+
 def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int) -> Layout:
     """Build the layout of a row; raises Skip where it cannot be expressed."""
     row = cells.row
@@ -193,18 +206,13 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
     stage = cells.integer("zero_stage", defaults.zero_stage, least=0)
     if stage > 3:
         raise Skip(f"zero_stage={stage} does not exist")
-    text = row.get("recompute", "")
-    if not text:
-        cells.assumed.append(f"recompute={defaults.recompute}")
-        text = defaults.recompute
-    if text not in {kind.value for kind in Recompute}:
-        raise Skip(f"recompute {text!r} cannot be expressed")
     sequence_parallel = cells.flag("sp", defaults.sequence_parallel) if tp > 1 else False
     if experts and tp > 1:  # Megatron-LM accepts nothing else
         sequence_parallel = True
     return Layout(
         tp, cp, pp, vpp, dp, ep, etp, micro_batch, sequence_parallel,
-        Shard.zero(stage, dp * cp), Recompute(text), _SCHEDULES.get(note(row, "schedule"), ""),
+        Shard.zero(stage, dp * cp), _recompute(cells, defaults),
+        _SCHEDULES.get(note(row, "schedule"), ""),
     )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ LONG_SEQUENCE = 2048
 class Defaults:
     """What a framework assumes where a row has an empty cell.
 
-    ``memory`` is the counter its logs print: allocated, reserved or device.
+    ``memory`` is the counter its logs print: allocated, reserved or device. ``selective_share``:
+    its selective recompute repeats whole layers, a share of them that rows do not state.
     """
 
     software: SoftwareSpec
@@ -32,6 +33,7 @@ class Defaults:
     recompute: str = "none"
     sequence_parallel: bool = False
     memory: str = "allocated"
+    selective_share: bool = False
 
 
 def _but(software: SoftwareSpec, name: str, **changes: object) -> SoftwareSpec:
@@ -98,7 +100,9 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
         ),
     ),
     (r"DeepSpeed|ZeRO-2", Defaults(DEEPSPEED, 2)),
-    (r"FSDP|fsdp|ZeRO-3", Defaults(TORCH_FSDP, 3, memory="reserved")),
+    # --selective_checkpointing names the share of blocks (fms_fsdp/config/training.py)
+    (r"fms", Defaults(TORCH_FSDP, 3, memory="reserved", selective_share=True)),
+    (r"FSDP|ZeRO-3", Defaults(TORCH_FSDP, 3, memory="reserved")),
     (r"", Defaults(_but(SoftwareSpec(), "unknown"))),
 )
 

@@ -6,7 +6,6 @@ taken over sane rows, those whose source neither doubts nor contradicts them; ev
 estimated. A source is what stands before the first dash or underscore of a row's id.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +15,23 @@ from statistics import fmean, median
 from planner.cost.compute import half_precision_peak
 from planner.errors import PlannerError
 from planner.layout.layout import Recompute
+from planner.memory.interval import Verdict
 from planner.model.flops import model_flops_per_token
 from planner.validate.cases import Case, Skip, number, read_case
 from planner.validate.replay import RowEstimate, estimate_row
+from planner.validate.rows import (
+    DOUBTFUL,
+    TIME_DOUBTFUL,
+    Row,
+    failed,
+    is_sane,
+    measured_step_s,
+    ran_out_of_memory,
+    source,
+    states_its_shape,
+    sweep,
+)
 
-Row = Mapping[str, str]
-
-# A row with one of these flags says more of its source's noise than of any model.
-TIME_DOUBTFUL = frozenset({"pathologically_slow", "noisy_40pct", "untuned_sanity_run", "ci_run"})
-DOUBTFUL = TIME_DOUBTFUL | {
-    "shape_unknown",
-    "layout_product_not_n_gpus",
-    "layout_does_not_divide_n_gpus",
-    "source_dp_inconsistent",
-    "batch_does_not_multiply",
-    "proxy_layers",
-}
 LEAST_IN_SWEEP = 3
 TOO_SMALL = -0.02  # a memory estimate below this signed error may promise a fit that is none
 
@@ -69,6 +69,25 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
+class Inside:
+    """Printed peaks against the interval of theirs."""
+
+    count: int
+    below: int
+    above: int
+
+
+@dataclass(frozen=True, slots=True)
+class Certain:
+    """Verdicts without a doubt, and how many of them were wrong."""
+
+    answers: int
+    of: int
+    ran_called_impossible: int
+    oom_called_safe: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """How well estimates order the layouts of a sweep.
 
@@ -91,6 +110,7 @@ class ErrorTable:
 
     rows: int
     estimated: int
+    stating: tuple[int, int]
     skipped: tuple[tuple[str, str, int], ...]
     sources: tuple[Errors, ...]
     all_rows: Errors | None
@@ -101,7 +121,9 @@ class ErrorTable:
     memory: tuple[Errors, ...]
     memory_all: Errors | None
     memory_too_small: float | None
+    memory_inside: Inside
     fit: Fit
+    certain: Certain
     ranking: Ranking | None
     yardstick_ranking: Ranking | None
 
@@ -139,47 +161,6 @@ class _Timed:
         if self.yardstick_s is None:
             return None
         return abs(self.yardstick_s - self.measured_s) / self.measured_s
-
-
-def source(row: Row) -> str:
-    """Return the prefix of a row's id that names its source."""
-    return re.split(r"[-_]", row["id"])[0]
-
-
-def sweep(row: Row) -> str:
-    """Return the name of the comparable rows a row belongs to, or an empty string."""
-    found = re.search(r"sweep=([^;\s]+)", row.get("notes", ""))
-    return row.get("sweep_id") or (found[1] if found else "")
-
-
-def is_sane(row: Row, doubtful: frozenset[str] = DOUBTFUL) -> bool:
-    """Whether the source itself trusts the row."""
-    return not doubtful & {flag.strip() for flag in row.get("flags", "").split(";")}
-
-
-def ran_out_of_memory(row: Row) -> bool:
-    """Whether the run is known to have ended for lack of memory."""
-    return row.get("status") == "oom" or row.get("step_time_s") == "OOM"
-
-
-def failed(row: Row) -> bool:
-    """Whether the run did not finish, for whatever reason."""
-    return ran_out_of_memory(row) or row.get("status", "") not in ("", "ok")
-
-
-def measured_step_s(row: Row) -> float | None:
-    """Return the step time of a finished run, from its speed where no time is stated."""
-    if failed(row):
-        return None
-    cells = dict(row)
-    if seconds := number(cells, "step_time_s"):
-        return seconds
-    speed, batch, seq_len, gpus = (
-        number(cells, name) for name in ("tokens_per_s_per_gpu", "gbs", "seq_len", "n_gpus")
-    )
-    if not (speed and batch and seq_len and gpus):
-        return None
-    return batch * seq_len / (speed * gpus)
 
 
 def yardstick_s(case: Case) -> float:
@@ -238,6 +219,7 @@ def error_table(
     return ErrorTable(
         rows=len(rows),
         estimated=len(pairs),
+        stating=_stating(rows, pairs),
         skipped=tuple((name, why or "", n) for (name, why), n in skipped.most_common()),
         sources=sources,
         all_rows=_time_errors("all rows", timed) if timed else None,
@@ -250,7 +232,9 @@ def error_table(
         memory_too_small=(
             sum(error < TOO_SMALL for error in everything) / len(everything) if everything else None
         ),
+        memory_inside=_memory_inside(pairs),
         fit=_fit(pairs),
+        certain=_certain(pairs),
         ranking=_ranking((run.sweep, run.measured_s, run.estimated_s) for run in timed),
         yardstick_ranking=_ranking(
             (run.sweep, run.measured_s, run.yardstick_s) for run in timed if run.yardstick_s
@@ -336,6 +320,36 @@ def _memory(pairs: Iterable[tuple[Row, RowEstimate]]) -> dict[str, list[float]]:
         if measured and estimate.mem_gib_peak and usable:
             found[source(row)].append((estimate.mem_gib_peak - measured) / measured)
     return found
+
+
+def _memory_inside(pairs: Iterable[tuple[Row, RowEstimate]]) -> Inside:
+    sides: Counter[int] = Counter()
+    for row, estimate in pairs:
+        measured = number(dict(row), "mem_gib_peak_reported")
+        low, high = estimate.mem_gib_low, estimate.mem_gib_high
+        if measured and low and high and not failed(row) and is_sane(row, DOUBTFUL - TIME_DOUBTFUL):
+            sides[(measured > high) - (measured < low)] += 1
+    return Inside(sides.total(), sides[-1], sides[1])
+
+
+def _certain(pairs: Iterable[tuple[Row, RowEstimate]]) -> Certain:
+    seen: Counter[tuple[bool, Verdict]] = Counter()
+    for row, estimate in pairs:
+        oom = ran_out_of_memory(row)
+        if estimate.verdict is not None and (oom or measured_step_s(row)):
+            seen[oom, estimate.verdict] += 1
+    close = seen[True, Verdict.TOO_CLOSE] + seen[False, Verdict.TOO_CLOSE]
+    return Certain(
+        seen.total() - close,
+        seen.total(),
+        seen[False, Verdict.DOES_NOT_FIT],
+        seen[True, Verdict.FITS],
+    )
+
+
+def _stating(rows: Iterable[Row], pairs: Iterable[tuple[Row, RowEstimate]]) -> tuple[int, int]:
+    """Return (rows estimated, rows) of those that state their shape."""
+    return sum(states_its_shape(row) for row, _ in pairs), sum(map(states_its_shape, rows))
 
 
 def _fit(pairs: Iterable[tuple[Row, RowEstimate]]) -> Fit:

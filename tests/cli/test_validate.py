@@ -29,7 +29,9 @@ def test_prints_the_error_table(runs: Path) -> None:
     result = planner("validate", runs)
 
     assert result.exit_code == 0
-    assert result.stdout.startswith("4 rows, 3 estimated (75.0%), ")
+    assert result.stdout.startswith(
+        "4 rows, 3 estimated (75.0%); 100.0% of the 3 that state their shape, "
+    )
     assert "gbs is not stated" in result.stdout
     assert "Ranking: 1 sweeps" in result.stdout
     assert "yardstick" in result.stdout

@@ -210,6 +210,20 @@ def test_arguments_mean(words: str, expected: dict[str, Any]) -> None:
     assert setup.unknown == ()
 
 
+@pytest.mark.parametrize(
+    ("words", "loss"),
+    [
+        ("", "in_place"),
+        ("--cross-entropy-loss-fusion", "native"),
+        ("--cross-entropy-loss-fusion --cross-entropy-fusion-impl native", "native"),
+        ("--cross-entropy-loss-fusion --cross-entropy-fusion-impl te", "fused"),
+        ("--cross-entropy-fusion-impl te", "in_place"),
+    ],
+)
+def test_arguments_choose_the_loss(words: str, loss: str) -> None:
+    assert read(f"{BARE} {BATCH} {words}").software.loss == loss
+
+
 # extra arguments, and fields of the model they describe
 MODEL_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("", {"ffn_hidden": 256, "kv_heads": 8, "positions": 0, "vocab": 50257, "qkv_bias": True}),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.memory.estimate import RankMemory
-from planner.memory.interval import HIGH, LOW, Verdict, memory_interval, verdict
+from planner.memory.interval import Verdict, memory_interval, verdict
 from planner.units import GIB
 from tests.properties.strategies import quick
 
@@ -15,6 +15,7 @@ memories = st.builds(
     *[sizes] * 7,
     moment=st.just("loss"),
     reserve_share=st.floats(0, 0.5),
+    spread=st.tuples(st.floats(0.5, 1), st.floats(1, 2)),
 )
 
 
@@ -39,14 +40,15 @@ def test_more_capacity_never_fits_less(memory: RankMemory, one: float, other: fl
 @pytest.mark.parametrize(
     ("capacity", "expected"),
     [
-        (HIGH * 100 + 2, Verdict.FITS),
-        (HIGH * 100 + 1, Verdict.TOO_CLOSE),
-        (LOW * 100 + 2, Verdict.TOO_CLOSE),
-        (LOW * 100 + 1, Verdict.DOES_NOT_FIT),
+        (1.2 * 100 + 2, Verdict.FITS),
+        (1.2 * 100 + 1, Verdict.TOO_CLOSE),
+        (0.9 * 100 + 2, Verdict.TOO_CLOSE),
+        (0.9 * 100 + 1, Verdict.DOES_NOT_FIT),
     ],
 )
 def test_verdict_at_the_ends(capacity: float, expected: Verdict) -> None:
     """100 GiB reserved and 1.5 GiB outside."""
-    memory = RankMemory(0, 0, 0, 0, 100 * GIB / 1.053, 0, 1.5 * GIB, "loss", 0.053)
+    size = 100 * GIB / 1.053
+    memory = RankMemory(0, 0, 0, 0, size, 0, 1.5 * GIB, "loss", 0.053, (0.9, 1.2))
 
     assert verdict(memory, capacity * GIB) is expected

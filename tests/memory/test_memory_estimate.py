@@ -11,7 +11,6 @@ from planner.layout.local import stage_local
 from planner.layout.stages import Split, rank_layers
 from planner.memory.activations import layer_bytes
 from planner.memory.estimate import (
-    CONTEXT_BYTES,
     RankMemory,
     allocated_limit,
     outside_bytes,
@@ -26,6 +25,7 @@ from planner.schedule.kinds import schedule_name
 from planner.schedule.orders import order
 from planner.schedule.passes import in_flight
 from planner.spec.software import MEGATRON_2022, MEGATRON_CORE, TORCH_FSDP
+from planner.units import MIB
 from tests.properties.strategies import (
     gpt,
     job,
@@ -61,14 +61,16 @@ def test_the_limit_of_torch_is_that_of_the_driver(layout: Layout, gib: int) -> N
     device = gib * 2.0**30
     allocated = allocated_limit(device, layout, MEGATRON_CORE)
 
-    assert memory_of(allocated, outside_bytes(layout)).device == pytest.approx(device)
+    assert memory_of(allocated, outside_bytes(layout, MEGATRON_CORE)).device == pytest.approx(
+        device
+    )
 
 
 def test_every_kind_of_group_has_a_communicator() -> None:
-    alone = outside_bytes(Layout())
-    one, two = outside_bytes(Layout(dp=8)), outside_bytes(Layout(dp=8, tp=2))
+    layouts = (Layout(), Layout(dp=8), Layout(dp=8, tp=2))
+    alone, one, two = (outside_bytes(layout, MEGATRON_CORE) for layout in layouts)
 
-    assert alone == CONTEXT_BYTES
+    assert alone == MEGATRON_CORE.context_bytes
     assert one - alone == two - one > 0
 
 
@@ -258,3 +260,9 @@ def test_a_table_split_by_rows_has_its_whole_gradient_on_the_first_stage() -> No
 
     table = small().vocab * small().hidden
     assert more == pytest.approx([stack.gradient_bytes * table * 3 / 4, 0])
+
+
+def test_a_context_that_holds_every_kernel_is_larger() -> None:
+    old, new = (outside_bytes(Layout(), stack) for stack in (MEGATRON_2022, MEGATRON_CORE))
+
+    assert old - new == 1100 * MIB

@@ -1,5 +1,6 @@
 import pytest
 
+from planner.memory.interval import Verdict
 from planner.report.accuracy import accuracy_report, share
 from planner.validate.replay import RowEstimate
 from planner.validate.table import error_table
@@ -10,10 +11,10 @@ ROWS = [
     for n in (1, 2, 4)
 ] + [{"id": "lab-5", "status": "oom"}, {"id": "other-1"}]
 FOUND = [
-    RowEstimate("lab-1", None, 1.1, 0.9, 1.2, 9.0, True),
-    RowEstimate("lab-2", None, 1.8, 1.5, 1.9, 11.0, True, ("pp=1",)),
-    RowEstimate("lab-4", None, 4.0, 3.0, 5.0, 10.0, True),
-    RowEstimate("lab-5", None, 4.0, 3.0, 5.0, 99.0, False),
+    RowEstimate("lab-1", None, 1.1, 0.9, 1.2, 9.0, True, (), 8.0, 9.5, Verdict.FITS),
+    RowEstimate("lab-2", None, 1.8, 1.5, 1.9, 11.0, True, ("pp=1",), 9, 12, Verdict.TOO_CLOSE),
+    RowEstimate("lab-4", None, 4.0, 3.0, 5.0, 10.0, True, (), 9, 11, Verdict.DOES_NOT_FIT),
+    RowEstimate("lab-5", None, 4.0, 3.0, 5.0, 99.0, False, (), 90, 110, Verdict.FITS),
     RowEstimate("other-1", "gbs is not stated"),
 ]
 WHOLE = """\
@@ -40,7 +41,10 @@ Memory, error against measured
 
 Interval: 66.7% of 3 measured step times lie inside theirs
 Memory: 33.3% of estimates more than 2% below the measured peak
+Memory interval: of 3 measured peaks 33.3% lie above theirs, 0.0% below
 Fit: out of memory found 1 of 1, fits found 3 of 3, balanced accuracy 100.0%
+Certain: 3 of 4 verdicts; called impossible but ran: 1; called safe but out of
+memory: 1
 Ranking: 1 sweeps, Kendall tau mean 1.000 median 1.000, top-1 regret mean 0.0%
 median 0.0% p90 0.0% (the median layout: 100.0%)
 Ranking by the yardstick: 1 sweeps, Kendall tau mean 1.000 median 1.000, top-1

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.reports import bytes_lines, is_right, memory_answer, memory_rows, used
 from planner.memory.estimate import RankMemory
-from planner.memory.interval import HIGH, LOW, verdict
+from planner.memory.interval import verdict
 from planner.report.memory import Checked
 from planner.units import GIB
 
@@ -52,6 +52,7 @@ def test_what_is_taken_from_elsewhere_is_said(row: dict[str, str]) -> None:
 
 
 # GiB reserved, of 100; outcome; whether the verdict agrees
+LOW, HIGH = 0.85, 1.35
 VERDICTS = [
     (101 / LOW, "oom", True),
     (101, "oom", True),
@@ -66,7 +67,7 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("size", "outcome", "right"), VERDICTS)
 def test_the_rule(size: float, outcome: str, right: bool) -> None:
-    memory = RankMemory(0, 0, 0, 0, size * GIB / 1.053, 0, 0, "loss", 0.053)
+    memory = RankMemory(0, 0, 0, 0, size * GIB / 1.053, 0, 0, "loss", 0.053, (LOW, HIGH))
     found = Checked("one", (), (memory,), 100 * GIB, verdict(memory, 100 * GIB))
 
     assert is_right(outcome, found) is right

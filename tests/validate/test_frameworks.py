@@ -172,6 +172,34 @@ def test_a_compiled_step_fuses_the_loss(notes: str, loss: str) -> None:
     assert software("torchtitan", notes).loss == loss
 
 
+@pytest.mark.parametrize(
+    ("model", "backend", "flash"),
+    [
+        ("gpt3_mcore_te_tp1_pp2", "default", True),
+        ("gpt3_mcore_tp1_pp2", "default", False),
+        ("gpt3_mcore_tp2_cp2_pp2_ep2_te_4experts2parallel", "default", True),
+        ("gpt3_mcore_te_tp1_pp2", "unfused", False),
+        ("bert_mcore_tp2_pp2_local_spec", "local", False),
+        ("gpt3_mcore_te_tp1_pp2", "flash", True),
+    ],
+)
+def test_attention_of_megatron_tests(model: str, backend: str, flash: bool) -> None:
+    notes = f"CI golden values; deterministic mode; attention backend {backend}; container dev"
+    found = defaults_for("Megatron-Core", notes, seq_len=1024, model=model).software
+
+    assert found.flash_attention is flash
+    assert found.dropout is True
+    assert defaults_for("Megatron-Core", notes, seq_len=8192, model=model).software.dropout is False
+
+
+def test_a_test_of_the_fused_loss_runs_the_native_one() -> None:
+    notes = "CI golden values; attention backend default"
+    model = "gpt3_mcore_te_tp2_pp2_cross_entropy_loss_fusion"
+
+    assert defaults_for("Megatron-Core", notes, model=model).software.loss == "native"
+    assert defaults_for("Megatron-Core", notes).software.loss == "in_place"
+
+
 @given(st.text(alphabet="abc =;:0123", max_size=40), st.sampled_from(CELLS))
 @quick
 def test_notes_about_other_things_change_nothing(notes: str, known: Known) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from planner.layout.layout import Layout, Recompute
+from planner.memory.interval import Verdict
 from planner.spec.cluster import load_cluster
 from planner.spec.huggingface import load_model
 from planner.spec.job import JobSpec
@@ -208,6 +209,50 @@ def test_no_balance_with_one_kind_alone() -> None:
     found = error_table([row("a-1", step_time_s=1)], [RowEstimate("a-1", None, fits=True)])
 
     assert found.fit.balanced_accuracy is None
+
+
+def test_certain_verdicts_that_were_wrong() -> None:
+    rows = [row(f"a-{n}", step_time_s=1) for n in range(3)]
+    rows += [row(f"a-{n}", status="oom") for n in range(3, 6)]
+    said = [Verdict.FITS, Verdict.TOO_CLOSE, Verdict.DOES_NOT_FIT] * 2
+    guesses = [
+        RowEstimate(one["id"], None, 1.0, verdict=verdict)
+        for one, verdict in zip(rows, said, strict=True)
+    ]
+
+    found = error_table(rows, guesses).certain
+
+    assert (found.answers, found.of) == (4, 6)
+    assert (found.ran_called_impossible, found.oom_called_safe) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("measured", "flags", "below", "above"),
+    [
+        (10, "", 0, 0),
+        (8.9, "", 1, 0),
+        (12.1, "", 0, 1),
+        (12.1, "ci_run", 0, 1),  # a slow run's memory is as good as any
+        (12.1, "shape_unknown", 0, 0),
+    ],
+)
+def test_printed_peaks_against_their_interval(
+    measured: float, flags: str, below: int, above: int
+) -> None:
+    rows = [row("a-1", step_time_s=1, mem_gib_peak_reported=measured, flags=flags)]
+    guess = RowEstimate("a-1", None, 1.0, mem_gib_peak=10, mem_gib_low=9, mem_gib_high=12)
+
+    found = error_table(rows, [guess]).memory_inside
+
+    assert (found.below, found.above) == (below, above)
+
+
+def test_coverage_of_rows_that_state_their_shape() -> None:
+    shape = {"n_layers": 2, "hidden": 64, "seq_len": 128, "gbs": 8, "n_gpus": 8}
+    rows = [row("a-1", **shape), row("a-2", **shape), row("a-3", **shape | {"gbs": ""}), row("a-4")]
+    guesses = [timed("a-1", 1), RowEstimate("a-2", "no layout is stated"), timed("a-4", 1)]
+
+    assert error_table(rows, guesses).stating == (1, 2)
 
 
 def test_ranking() -> None:
