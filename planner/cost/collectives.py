@@ -6,6 +6,7 @@ Message sizes follow nccl-tests: the full (gathered) buffer. ``busbw`` is what a
 
 from dataclasses import dataclass
 from math import ceil, log2, sqrt
+from typing import NamedTuple
 
 from planner.spec.cluster import ClusterSpec, ScaleOutSpec
 from planner.spec.gpu import CollectiveCurve, bus_factor
@@ -83,20 +84,29 @@ def _across_latency(kind: str, group: Group, cluster: ClusterSpec, net: ScaleOut
     return START_S + group.domains * inside + (group.domains - 1) * net.latency_s
 
 
-def _leaving_share(group: Group, copies: int) -> float:
-    """Return the share of an all-to-all message that crosses the network.
+class Rows(NamedTuple):
+    """How the rows of an all-to-all travel.
 
-    Rows with ``copies`` for members chosen at random travel once to each domain among them.
+    Each has ``copies`` for members chosen at random; of the group's domains a ``share`` is open to
+    it, and one copy serves all members of a domain.
     """
-    reached = 1 - (1 - 1 / group.domains) ** copies
-    return (group.domains - 1) * reached / copies
+
+    copies: int = 1
+    share: float = 1.0
 
 
-def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec, copies: int) -> float:
+def _leaving_share(group: Group, rows: Rows) -> float:
+    """Return the share of an all-to-all message that crosses the network."""
+    open_domains = max(1.0, group.domains * rows.share)
+    reached = open_domains * (1 - (1 - 1 / open_domains) ** rows.copies)
+    return reached * (1 - 1 / group.domains) / rows.copies
+
+
+def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec, rows: Rows) -> float:
     net = cluster.scale_out
     assert net is not None
     n, g = group.ranks, group.inside
-    leaving = message_bytes * _leaving_share(group, copies)
+    leaving = message_bytes * _leaving_share(group, rows)
     inside = message_bytes * (g - 1) / n
     outside_s = leaving / (net.all_to_all_efficiency * _net_per_gpu(cluster, net))
     inside_seconds = inside_s("all_to_all", inside, g, cluster) if g > 1 else 0.0
@@ -104,7 +114,7 @@ def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec, copi
 
 
 def _across_s(
-    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, copies: int
+    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, rows: Rows
 ) -> float:
     """Seconds of a ring (or two-node tree) over the network.
 
@@ -115,7 +125,7 @@ def _across_s(
     if net is None:
         raise ValueError("a group that spans domains needs scale_out")
     if kind == "all_to_all":
-        return _all_to_all_s(message_bytes, group, cluster, copies)
+        return _all_to_all_s(message_bytes, group, cluster, rows)
     n, g = group.ranks, group.inside
     bus_bytes = bus_factor(kind, n) * message_bytes
     # a rank alone in its node drives one NIC through one pair of channels, as a send does: 175B
@@ -137,18 +147,18 @@ def _across_s(
 
 
 def collective_s(
-    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, copies: int = 1
+    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, rows: Rows = Rows()
 ) -> float:
     """Seconds of one collective; a group of one rank has nobody to talk to.
 
-    ``copies``: of each row of an all-to-all that sends a row once to each domain.
+    ``rows``: of an all-to-all.
     """
     if group.ranks == 1:
         return 0.0
     if group.domains == 1:
         bus_bytes = bus_factor(kind, group.ranks) * message_bytes
         return inside_s(kind, bus_bytes, group.ranks, cluster)
-    return _across_s(kind, message_bytes, group, cluster, copies)
+    return _across_s(kind, message_bytes, group, cluster, rows)
 
 
 def send_recv_s(message_bytes: float, stride: int, cluster: ClusterSpec) -> float:

@@ -29,6 +29,8 @@ class Facts:
     vocab: int
     positions: int
     sliding_window: int
+    attention_sinks: bool
+    expert_bias: bool
     mtp_layers: int
     global_batch: int
     seq_len: int
@@ -331,6 +333,12 @@ RULES: tuple[Rule, ...] = (
         lambda f: f.experts > 0 and 1 < f.shard_weights < f.shard_optimizer,
         lambda f: f"shard_weights={f.shard_weights} below shard_optimizer={f.shard_optimizer} "
         f"is {_NEVER} with experts; try 1 or {f.shard_optimizer}",
+    ),
+    Rule(
+        "L31", _OWN,
+        lambda f: f.attention_sinks or f.expert_bias,
+        lambda f: f"attention_sinks={f.attention_sinks}, expert_bias={f.expert_bias}: attention "
+        f"sinks and biases of experts are {_NEVER}; try false",
     ),
 )  # fmt: skip
 

@@ -23,6 +23,8 @@ LEGAL = Facts(
     vocab=1000,
     positions=0,
     sliding_window=0,
+    attention_sinks=False,
+    expert_bias=False,
     mtp_layers=0,
     global_batch=32,
     seq_len=128,
@@ -89,6 +91,8 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
         "shard_optimizer=3 does not divide the edp=4 ranks that hold the same experts; try 2 or 4",
     ),
     ("L30", MOE | {"pp": 1, "shard_weights": 2, "shard_gradients": 4}, "with experts; try 1 or 4"),
+    ("L31", {"attention_sinks": True}, "attention_sinks=True, expert_bias=False"),
+    ("L31", MOE | {"expert_bias": True}, "attention_sinks=False, expert_bias=True"),
 ]
 
 LEGAL_TOO: list[dict[str, Any]] = [
