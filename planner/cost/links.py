@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.spec.cluster import ClusterSpec
-from planner.spec.nodes import latency_factors, link_shares
+from planner.spec.nodes import NodeLinks
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+BROKEN_SHARE = 1e-6  # of a healthy link's rate: what a link that carries nothing is counted as
 
 
 class Links(NamedTuple):
@@ -25,6 +27,30 @@ class Links(NamedTuple):
 
 
 HEALTHY = Links()
+
+
+@lru_cache(maxsize=1024)
+def link_shares(links: NodeLinks) -> FloatArray:
+    """Return each pair's share of a healthy link's rate, ``[nodes, nodes]``, 1 on the diagonal.
+
+    A pair is as slow as its slower direction: rings and pipelines use both.
+    """
+    rates = np.array(links.bytes_per_s, dtype=np.float64)
+    shares = np.minimum(rates, rates.T) / links.healthy_rate
+    np.fill_diagonal(shares, 1.0)
+    return np.asarray(np.clip(shares, BROKEN_SHARE, 1.0))
+
+
+@lru_cache(maxsize=1024)
+def latency_factors(links: NodeLinks) -> FloatArray:
+    """Return each pair's latency ÷ a healthy one's, ``[nodes, nodes]``, 1 on the diagonal."""
+    count = len(links.hosts)
+    if not links.latency_s or not links.healthy_wait_s:
+        return np.ones((count, count))
+    measured = np.array(links.latency_s, dtype=np.float64)
+    factors = np.maximum(measured, measured.T) / links.healthy_wait_s
+    np.fill_diagonal(factors, 1.0)
+    return np.asarray(np.maximum(factors, 1.0))
 
 
 def group_nodes(cluster: ClusterSpec, ranks: int, stride: int) -> IntArray:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from planner.plan import CandidateRecord, Plan, StageRecord
 from planner.report.layout import column_table, section
+from planner.report.placement import placement_text
 from planner.report.words import (
     gib,
     interval,
@@ -50,6 +51,8 @@ def plan_report(plan: Plan, saved: Path | None = None, command: str = "") -> Gro
     ]
     if plan.layout.pp > 1:
         parts.append(section("Stages", _stage_table(plan)))
+    if plan.placement is not None:
+        parts.append(section("Order of nodes", placement_text(plan.placement, plan.hosts)))
     if plan.alternatives:
         parts.append(section("Next best layouts", _alternatives_table(plan.alternatives)))
     if plan.lost:

@@ -12,7 +12,7 @@ from planner.schedule.passes import IntArray
 FloatArray = NDArray[np.float64]
 
 
-def _hop_s(prices: Prices, layout: Layout, stride: int, links: Links = HEALTHY) -> float:
+def hop_s(prices: Prices, layout: Layout, stride: int, links: Links = HEALTHY) -> float:
     """Seconds to hand one micro-batch to the stage ``stride`` slots away, over ``links``.
 
     Sequence parallelism sends shards as they are; Megatron's scatter/gather sends a share from each
@@ -44,7 +44,7 @@ def hops_s(prices: Prices, layout: Layout, stage: IntArray) -> FloatArray:
     crosses = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
     if prices.on(0, layout.gpus) is not prices:
         return _uneven_s(prices, layout, ranks, crosses)
-    hops = {across: _hop_s(prices, layout, domain if across else 1) for across in (False, True)}
+    hops = {across: hop_s(prices, layout, domain if across else 1) for across in (False, True)}
     # where a V turns round, the next stage is on the same rank
     return np.where(ranks[1:] == ranks[:-1], 0.0, np.where(crosses, hops[True], hops[False]))
 
@@ -61,5 +61,5 @@ def _uneven_s(
             continue
         links = hop_links(prices.cluster, sender * size, receiver * size, size)
         both = (prices.on(int(rank) * size, size) for rank in (sender, receiver))
-        hops.append(max(_hop_s(own, layout, domain if across else 1, links) for own in both))
+        hops.append(max(hop_s(own, layout, domain if across else 1, links) for own in both))
     return np.array(hops)

@@ -16,7 +16,7 @@ from planner.errors import SpecError
 from planner.spec.files import load, shipped, shipped_or_file
 from planner.spec.gpu import Bytes, BytesPerS, GpuSpec, Seconds
 from planner.spec.gpu import load_gpu as load_gpu  # a cluster and its GPU are read together
-from planner.spec.nodes import NodeLinks
+from planner.spec.nodes import Host, NodeLinks
 
 
 def _by_name(value: object) -> object:
@@ -75,7 +75,7 @@ class NodeGroup(BaseModel):
     speed: float = Field(1.0, gt=0, le=1, description="Clock of these nodes ÷ the usual one.")
     scale_up: ScaleUpSpec | None = None
     scale_out: ScaleOutSpec | None = None
-    hosts: tuple[str, ...] = Field((), description="Names of the nodes, where the order matters.")
+    hosts: tuple[Host, ...] = Field((), description="Names of the nodes, where the order matters.")
 
     @model_validator(mode="after")
     def _one_name_each(self) -> "NodeGroup":

@@ -1,19 +1,15 @@
 """Measured links between each pair of nodes."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from planner.spec.files import load
 from planner.spec.gpu import Seconds
 from planner.units import parse_rate
 
-FloatArray = NDArray[np.float64]
-BROKEN_SHARE = 1e-6  # of the fastest link: what a link that carries nothing is counted as
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _Rate = Annotated[float, BeforeValidator(parse_rate), Field(ge=0)]
 
 
@@ -26,7 +22,7 @@ class NodeLinks(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hosts: tuple[str, ...] = Field(min_length=1, description="Names of the nodes, in row order.")
+    hosts: tuple[Host, ...] = Field(min_length=1, description="Names of the nodes, in row order.")
     bytes_per_s: tuple[tuple[_Rate, ...], ...] = Field(
         description="bytes_per_s[i][j] from node i to node j; 0 for a broken link."
     )
@@ -95,30 +91,6 @@ class NodeLinks(BaseModel):
 
 def _off_diagonal(rows: tuple[tuple[float, ...], ...]) -> list[float]:
     return [value for i, row in enumerate(rows) for j, value in enumerate(row) if i != j]
-
-
-@lru_cache(maxsize=1024)
-def link_shares(links: NodeLinks) -> FloatArray:
-    """Return each pair's share of a healthy link's rate, ``[nodes, nodes]``, 1 on the diagonal.
-
-    A pair is as slow as its slower direction: rings and pipelines use both.
-    """
-    rates = np.array(links.bytes_per_s, dtype=np.float64)
-    shares = np.minimum(rates, rates.T) / links.healthy_rate
-    np.fill_diagonal(shares, 1.0)
-    return np.asarray(np.clip(shares, BROKEN_SHARE, 1.0))
-
-
-@lru_cache(maxsize=1024)
-def latency_factors(links: NodeLinks) -> FloatArray:
-    """Return each pair's latency ÷ a healthy one's, ``[nodes, nodes]``, 1 on the diagonal."""
-    count = len(links.hosts)
-    if not links.latency_s or not links.healthy_wait_s:
-        return np.ones((count, count))
-    measured = np.array(links.latency_s, dtype=np.float64)
-    factors = np.maximum(measured, measured.T) / links.healthy_wait_s
-    np.fill_diagonal(factors, 1.0)
-    return np.asarray(np.maximum(factors, 1.0))
 
 
 def load_node_links(path: str | Path) -> NodeLinks:

@@ -82,4 +82,6 @@ def in_order(cluster: ClusterSpec, nodes: tuple[int, ...]) -> ClusterSpec:
 
 def healthy(cluster: ClusterSpec) -> ClusterSpec:
     """Return the cluster as if every link were a healthy one: never slower than it is."""
+    if cluster.node_links is None:
+        return cluster
     return cluster.model_copy(update={"node_links": None})

@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
+from planner.cost.links import BROKEN_SHARE, latency_factors, link_shares
 from planner.errors import SpecError
 from planner.spec.cluster import ClusterSpec, load_cluster
-from planner.spec.nodes import (
-    BROKEN_SHARE,
-    NodeLinks,
-    latency_factors,
-    link_shares,
-    load_node_links,
-)
+from planner.spec.nodes import NodeLinks, load_node_links
 from planner.spec.parts import in_order, part_of
 
 RATES = ((0, 10e9, 8e9), (10e9, 0, 5e9), (4e9, 5e9, 0))

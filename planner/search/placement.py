@@ -1,0 +1,211 @@
+"""Which machine takes which place of a job: the order of nodes with the least communication.
+
+The seconds of one order are those of the critical path (Pipette, DATE 2024): ``m / p`` rounds of
+the slowest pipeline's hops, and the slowest stage's collectives, each as slow as its slowest link.
+1F1B cannot hide one round of hops for every ``p`` micro-batches; Pipette's code counts whole
+rounds, here the fraction counts too. Every stage's collectives count, not only the first one's.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations
+from math import perm
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+MOST_ENUMERATED = 6000  # orders; 7 nodes have 5,040
+RESTARTS = 24
+MOST_NEIGHBOURS = 6000  # orders looked at in one step; 32 nodes have 4,000
+MOST_ELEMENTS = 40_000_000  # links looked up in one search: about 2 seconds
+SPREAD = 1e-3  # weight of the mean beside the largest: leads over plateaus of equal maxima
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacementProblem:
+    """Seconds of one step's communication between nodes, by the pair of nodes that carries it.
+
+    ``places`` of the job are filled by as many of the ``M`` measured nodes. ``hop_s`` ``[M, M]``
+    is one hop of one micro-batch and back, times the rounds. ``pipelines`` ``[P, H, 2]`` are
+    the places that each pipeline's hops join. ``slowness`` ``[M, M]`` is a link's time against a
+    healthy one's. ``rings`` holds for each stage and kind of group the pairs of places its
+    messages cross; ``ring_s`` what it takes over healthy links, ``ring_stage`` whose it is.
+    """
+
+    places: int
+    hop_s: FloatArray
+    pipelines: IntArray
+    slowness: FloatArray
+    rings: tuple[IntArray, ...]
+    ring_s: FloatArray
+    ring_stage: IntArray
+
+    @property
+    def nodes(self) -> int:
+        """Measured nodes to choose from."""
+        return len(self.slowness)
+
+    @property
+    def links(self) -> int:
+        """Pairs of places that count in one order."""
+        return self.pipelines[..., 0].size + sum(len(ring) for ring in self.rings)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """An order of nodes: ``nodes[place]``, its seconds, and whether no order has fewer."""
+
+    nodes: tuple[int, ...]
+    seconds: float
+    exact: bool
+
+
+def communication_s(problem: PlacementProblem, orders: IntArray) -> FloatArray:
+    """Return the seconds of each order, ``[..., places or more]`` to ``[...]``."""
+    return _seconds(problem, orders)[0]
+
+
+def _seconds(problem: PlacementProblem, orders: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return the seconds by the largest pipeline and stage, and by their means."""
+    stages = int(problem.ring_stage.max(initial=0)) + 1
+    of_stage = np.zeros((*orders.shape[:-1], stages))
+    mean = np.zeros(orders.shape[:-1])
+    for ring, seconds, stage in zip(problem.rings, problem.ring_s, problem.ring_stage, strict=True):
+        slow = problem.slowness[orders[..., ring[:, 0]], orders[..., ring[:, 1]]]
+        of_stage[..., stage] += seconds * slow.max(axis=-1)
+        mean += seconds * slow.mean(axis=-1) / stages
+    worst = of_stage.max(axis=-1)
+    mean += of_stage.mean(axis=-1)
+    if problem.pipelines.size:
+        ends = orders[..., problem.pipelines]
+        of_pipeline = problem.hop_s[ends[..., 0], ends[..., 1]].sum(axis=-1)
+        worst = worst + of_pipeline.max(axis=-1)
+        mean += of_pipeline.mean(axis=-1)
+    return worst, mean
+
+
+def host_order(problem: PlacementProblem) -> IntArray:
+    """Return the nodes as they were measured, those without a place last."""
+    return np.arange(problem.nodes)
+
+
+def place_nodes(problem: PlacementProblem, seed: int = 0) -> Placement:
+    """Return the best order: all of them where they are few, else a local search.
+
+    It is never slower than the order of measurement, and the same for the same problem and seed.
+    """
+    if perm(problem.nodes, problem.places) <= MOST_ENUMERATED:
+        return enumerate_orders(problem)
+    return local_search(problem, seed)
+
+
+def enumerate_orders(problem: PlacementProblem) -> Placement:
+    """Return the best of all orders; the first in order of names where several are."""
+    orders = np.array(list(permutations(range(problem.nodes), problem.places)))
+    seconds = communication_s(problem, orders)
+    best = int(np.argmax(seconds <= seconds.min() * (1 + 1e-12)))
+    return Placement(tuple(orders[best].tolist()), float(seconds[best]), True)
+
+
+def local_search(problem: PlacementProblem, seed: int = 0, restarts: int = RESTARTS) -> Placement:
+    """Return the best order that descents from several starts reach.
+
+    The first descent begins at the order of measurement, the second at a greedy chain of fast
+    links, later ones at the best order with two of its runs exchanged or at a random one. A
+    descent takes the best of all exchanges, reversals and moves of runs until none helps.
+    """
+    chance = np.random.default_rng(seed)
+    best = host_order(problem)
+    best_s = float(communication_s(problem, best))
+    budget = MOST_ELEMENTS
+    for start in range(restarts):
+        order, cost = _descend(problem, _start(problem, best, start, chance), chance)
+        budget -= cost
+        seconds = float(communication_s(problem, order))
+        if seconds < best_s * (1 - 1e-12):
+            best, best_s = order, seconds
+        if budget <= 0:
+            break
+    return Placement(tuple(best[: problem.places].tolist()), best_s, False)
+
+
+def _start(
+    problem: PlacementProblem, best: IntArray, start: int, chance: np.random.Generator
+) -> IntArray:
+    if start == 0:
+        return best
+    if start == 1:
+        return _chain(problem)
+    if start % 3 == 0:
+        return chance.permutation(problem.nodes)
+    cuts = np.sort(chance.choice(problem.nodes + 1, 4, replace=problem.nodes < 4))
+    head, one, two, three, tail = np.split(best, cuts)
+    return np.concatenate([head, three, two, one, tail])
+
+
+def _chain(problem: PlacementProblem) -> IntArray:
+    """Return nodes so that each is the fastest to reach from the one before."""
+    slow = problem.slowness + problem.hop_s / max(float(problem.hop_s.max()), 1e-300)
+    left, chain = set(range(problem.nodes)), [int(slow.sum(axis=1).argmin())]
+    left.remove(chain[0])
+    while left:
+        chain.append(min(left, key=lambda node: (slow[chain[-1], node], node)))
+        left.remove(chain[-1])
+    return np.array(chain)
+
+
+def _descend(
+    problem: PlacementProblem, order: IntArray, chance: np.random.Generator
+) -> tuple[IntArray, int]:
+    """Return the order that no move improves, and how many links were looked up on the way."""
+    moves = _moves(problem.nodes, problem.places, chance)
+    looked_up = 0
+    now = float(_guided(problem, order))
+    while True:
+        seconds = _guided(problem, order[moves])
+        looked_up += len(moves) * max(1, problem.links)
+        chosen = int(seconds.argmin())
+        if not seconds[chosen] < now * (1 - 1e-12) or looked_up > MOST_ELEMENTS:
+            return order, looked_up
+        order, now = order[moves[chosen]], float(seconds[chosen])
+
+
+def _guided(problem: PlacementProblem, orders: IntArray) -> FloatArray:
+    worst, mean = _seconds(problem, orders)
+    return worst + SPREAD * mean
+
+
+def _moves(nodes: int, places: int, chance: np.random.Generator) -> IntArray:
+    """Return neighbours of an order as permutations of its places, ``[moves, nodes]``.
+
+    Exchanges of two nodes, reversals of a run (2-opt), and a run of one to three nodes moved
+    elsewhere, as it is or reversed; of many nodes as large a sample as there is time for. Moves
+    among nodes without a place are left out.
+    """
+    kinds = [(0, i, j) for i in range(places) for j in range(i + 1, nodes)]
+    kinds += [(4, i, j) for i in range(places) for j in range(i + 2, nodes)]
+    for run in (1, 2, 3):
+        starts = [(i, to) for i in range(nodes - run + 1) for to in range(nodes - run + 1)]
+        used = [(i, to) for i, to in starts if i != to and min(i, to) < places]
+        kinds += [(run, i, to) for i, to in used]
+        kinds += [(-run, i, to) for i, to in used if run > 1]
+    if len(kinds) > MOST_NEIGHBOURS:
+        sample = chance.choice(len(kinds), MOST_NEIGHBOURS, replace=False)
+        kinds = [kinds[index] for index in sample]
+    return np.array([_moved(nodes, *kind) for kind in kinds]).reshape(-1, nodes)
+
+
+def _moved(nodes: int, kind: int, i: int, j: int) -> IntArray:
+    """Return one neighbour: kind 0 exchanges, 4 reverses, else a run of so many goes to ``j``."""
+    order = np.arange(nodes)
+    if kind == 0:
+        order[[i, j]] = j, i
+        return order
+    if kind == 4:
+        order[i : j + 1] = order[i : j + 1][::-1].copy()
+        return order
+    length = abs(kind)
+    run, rest = order[i : i + length], np.delete(order, slice(i, i + length))
+    return np.concatenate([rest[:j], run if kind > 0 else run[::-1], rest[j:]])
