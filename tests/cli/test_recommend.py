@@ -197,3 +197,47 @@ def test_only_commands_are_wider_than_the_terminal(columns: int) -> None:
 
 def test_no_colour_codes_where_it_is_no_terminal() -> None:
     assert "\x1b" not in planner(TINY).stdout
+
+
+def links_file(folder: Path, nodes: int = 3) -> Path:
+    """Write the links of some nodes, of which the first two are far apart."""
+    rates = [[10e9] * nodes for _ in range(nodes)]
+    rates[0][1] = 1e9
+    file = folder / "links.json"
+    hosts = [f"host{index}" for index in range(nodes)]
+    file.write_text(json.dumps({"hosts": hosts, "bytes_per_s": rates}))
+    return file
+
+
+SMALL = "recommend tiny-llama --cluster dgx-h100 --global-batch 48 --seq-len 2048"
+
+
+def test_measured_links_bring_hosts_and_their_order(tmp_path: Path) -> None:
+    result = planner(SMALL, "--nodes", 2, "--links", links_file(tmp_path), columns=200)
+
+    assert result.exit_code == 0
+    assert "Order of nodes" in result.stdout
+    assert "host0 - host1: 10.0 % of a healthy link; avoided, carries nothing" in result.stdout
+    assert "hosts: host0, host2" in result.stdout
+
+
+def test_all_measured_nodes_are_used_where_none_are_asked_for(tmp_path: Path) -> None:
+    result = planner(SMALL, "--links", links_file(tmp_path), "--json")
+
+    assert sorted(json.loads(result.stdout)["hosts"]) == ["host0", "host1", "host2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--nodes", 4), "--nodes: links of 3 nodes were measured; use at most 3"),
+        (("--cluster", "gb200-nvl72"), "--links: 'gb200-nvl72' has domains of nodes"),
+    ],
+)
+def test_links_that_do_not_fit_the_cluster_are_refused(
+    tmp_path: Path, words: tuple[object, ...], said: str
+) -> None:
+    result = planner(SMALL, "--links", links_file(tmp_path), *words)
+
+    assert result.exit_code == 2
+    assert said in result.stderr
