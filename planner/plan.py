@@ -155,6 +155,9 @@ class Plan(BaseModel):
     estimate: EstimateRecord
     search: SearchRecord
     placement: PlacementRecord | None = Field(None, description="Where links were measured.")
+    node_choices: tuple[CandidateRecord, ...] = Field(
+        (), description="Of a mixed cluster: each choice of kinds of nodes, the plan's first."
+    )
     alternatives: tuple[CandidateRecord, ...] = ()
     lost: tuple[CandidateRecord, ...] = ()
     simulated: tuple[SimulatedRecord, ...] = Field(
@@ -191,7 +194,7 @@ class Plan(BaseModel):
             ("memory", f"{format_bytes(estimate.memory_bytes)} "
              f"of {format_bytes(estimate.capacity_bytes)}"),
         )  # fmt: skip
-        gpus = f"{len(self.rank_map)} x {self.cluster.gpu.name}"
+        gpus = self.cluster.gpu_words(len(self.rank_map))
         cells = "".join(
             f"<tr><th style='text-align:left'>{name}</th>"
             f"<td style='text-align:left'>{escape(value)}</td></tr>"

@@ -86,7 +86,7 @@ def recommend(
     )
     check_free(output, force)
     spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, profile, links)
+    machines = chosen_cluster(cluster, nodes, profile, links, mixed=True)
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
     runner, why = chosen_target(target, spec, job)
     note(f"target {runner.name}: {why}")

@@ -30,10 +30,23 @@ def share(text: str) -> float:
 
 
 def chosen_cluster(
-    name: str, nodes: int | None, profile: Path | None, links: Path | None = None
+    name: str,
+    nodes: int | None,
+    profile: Path | None,
+    links: Path | None = None,
+    mixed: bool = False,
 ) -> ClusterSpec:
-    """Return the cluster with the nodes asked for, and the curves and links that were measured."""
+    """Return the cluster with the nodes asked for, and the curves and links that were measured.
+
+    ``mixed``: the command knows clusters of several kinds of nodes; others refuse them.
+    """
     cluster = load_cluster(name)
+    if cluster.node_groups and (not mixed or profile is not None):
+        what = "--profile" if mixed else "--cluster"
+        raise SpecError(
+            f"{what}: {cluster.name!r} has nodes of several kinds (node_groups), which only "
+            "recommend without a profile knows; describe one kind as a cluster of its own"
+        )
     if links is not None:
         cluster, nodes = _with_links(cluster, nodes, links), None
     if nodes is not None:

@@ -63,6 +63,11 @@ def work_of_plan(plan: Plan) -> Work:
             f"schedule={plan.schedule} is simulated only; no target runs it, export a plan with "
             "1f1b or interleaved_1f1b"
         )
+    if plan.cluster.node_groups and not plan.hosts:
+        raise LayoutError(
+            "node_groups: the stages are for different kinds of nodes, and the nodes have no names; "
+            "give each group its hosts in the cluster file and plan again"
+        )
     nodes, per_node = node_grid(plan)
     layers = tuple(stage.layers for stage in plan.stages)
     again = tuple(stage.recompute_layers for stage in plan.stages)

@@ -67,6 +67,10 @@ def recommend(
     options: Options = Options(),
 ) -> Plan | NoFit:
     """Return the fastest plan that fits and the target can run, or what it would take."""
+    if cluster.node_groups:
+        from planner.search.mixed import recommend_mixed  # which asks this for each kind of node
+
+        return recommend_mixed(model, cluster, job, target, options)
     job = job.model_copy(update={"software": target.software})
     even = healthy(cluster)
     found = search(model, even, job, target, options)

@@ -190,6 +190,13 @@ class ClusterSpec(BaseModel):
         """GPUs of the whole cluster."""
         return self.nodes * self.gpus_per_node
 
+    def gpu_words(self, count: int) -> str:
+        """Return ``64 x H100-SXM-80GB``, or the GPUs of every group."""
+        if not self.node_groups:
+            return f"{count} x {self.gpu.name}"
+        each = self.gpus_per_node
+        return " + ".join(f"{each * group.nodes} x {group.gpu.name}" for group in self.node_groups)
+
     @property
     def hosts(self) -> tuple[str, ...]:
         """Names of the nodes in the order of their GPU slots; empty where any order will do."""
