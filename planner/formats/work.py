@@ -65,7 +65,7 @@ def work_of_plan(plan: Plan) -> Work:
         )
     if plan.cluster.node_groups and not plan.hosts:
         raise LayoutError(
-            "node_groups: the stages are for different kinds of nodes, and the nodes have no names; "
+            "node_groups: the stages are for different kinds of nodes, and no node has a name; "
             "give each group its hosts in the cluster file and plan again"
         )
     nodes, per_node = node_grid(plan)

@@ -229,12 +229,13 @@ def _next(plan: Plan, saved: Path | None, command: str) -> list[RenderableType]:
 def no_fit_report(found: NoFit, cluster: ClusterSpec) -> Group:
     """Return the honest no: the smallest shortfall and what would make the job fit."""
     kept = cluster.gpu.memory_bytes - found.limit_bytes
+    gpu = f"{cluster.gpu.name}: {gib(cluster.gpu.memory_bytes)} GiB"
+    of_gpu = f" ({gpu}, {gib(kept)} GiB kept free)."
     lines = [
         Text(
             f"Nothing fits: {gib(found.shortfall_bytes)} GiB short. The most frugal layout, "
             f"{found.label}, needs {gib(found.needed_bytes)} GiB on its fullest GPU; "
-            f"{gib(found.limit_bytes)} GiB may be used ({cluster.gpu.name}: "
-            f"{gib(cluster.gpu.memory_bytes)} GiB, {gib(kept)} GiB kept free).",
+            f"{gib(found.limit_bytes)} GiB may be used" + ("." if cluster.node_groups else of_gpu),
             style="bold",
         )
     ]

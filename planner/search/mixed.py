@@ -47,7 +47,7 @@ def recommend_mixed(
 ) -> Plan | NoFit:
     """Return the fastest plan on all or some kinds of nodes; what the others take stands in it."""
     choices: list[Choice] = []
-    no: NoFit | None = None
+    refusals: list[NoFit] = []
     each = 2 ** len(cluster.node_groups) - 1
     options = replace(options, budget_s=options.budget_s / each)
     for count in range(1, len(cluster.node_groups) + 1):
@@ -63,11 +63,12 @@ def recommend_mixed(
             if isinstance(found, Plan):
                 choices.append(Choice(groups, found))
             else:
-                no = found or no
+                refusals += [found] if found else []
                 choices.append(Choice(groups, None, "nothing fits"))
     plans = [choice for choice in choices if choice.plan is not None]
     if not plans:
-        return no or NoFit("no legal layout", 0.0, 0.0, ())
+        none = NoFit("no legal layout", 0.0, 0.0, ())
+        return min(refusals, key=lambda no: no.shortfall_bytes, default=none)
     best = min(plans, key=_step_s)
     assert best.plan is not None
     others = [choice for choice in choices if choice is not best]
