@@ -130,7 +130,7 @@ def _plan(prices: Prices, found: Search, options: Options) -> Plan:
     """Write the fastest step out; its memory is told for the rank that has the least to spare."""
     best = found.best[0]
     plan = build_plan(prices, list(found.best[: options.keep]), found, _lost(prices, found))
-    limits = _capacities(prices, best.layout)
+    limits = capacities(prices, best.layout)
     used = [rank_memory(prices.model, prices.job, best.layout, rank, best.split).device
             for rank in range(best.layout.pp)]  # fmt: skip
     fullest = int(np.argmax(np.array(used) / limits))
@@ -163,7 +163,7 @@ def _search(prices: Prices, target: Target, options: Options) -> Search:
     started = time.monotonic()
     found = legal_layouts(prices.model, prices.cluster, prices.job, target.problems)
     found = [one for one in found if one.vpp == 1]  # chunks would bind stages of several kinds
-    bounds = np.array([_bound_s(prices, layout) for layout in found])
+    bounds = np.array([bound_s(prices, layout) for layout in found])
     best: list[StepEstimate] = []
     steps: dict[Layout, StepEstimate] = {}
     looked_at = 0
@@ -190,7 +190,7 @@ def _on(prices: Prices, layout: Layout) -> list[Prices]:
     return [prices.on(rank * size, size) for rank in range(layout.pp)]
 
 
-def _capacities(prices: Prices, layout: Layout) -> FloatArray:
+def capacities(prices: Prices, layout: Layout) -> FloatArray:
     """Return the device memory of each pipeline rank, ``[pp]``."""
     return np.array([float(on.cluster.gpu.memory_bytes) for on in _on(prices, layout)])
 
@@ -217,7 +217,7 @@ def _slowness(blocks: FloatArray, least: FloatArray) -> FloatArray:
     return np.asarray((blocks[:, present] / least[present]).min(axis=1))
 
 
-def _bound_s(prices: Prices, layout: Layout) -> float:
+def bound_s(prices: Prices, layout: Layout) -> float:
     """Return seconds that no split of the layers over the stages goes below.
 
     As if layers were a fluid: work divides over the stages as they are fast, and every stage
@@ -233,8 +233,8 @@ def _stepped(
     prices: Prices, layout: Layout, target: Target, keep_free: float
 ) -> StepEstimate | None:
     """Return the step of ``layout`` with its best stages; None where it does not fit."""
-    limits = (1 - keep_free) * _capacities(prices, layout)
-    split = _split(prices, layout, target, limits)
+    limits = (1 - keep_free) * capacities(prices, layout)
+    split = best_split(prices, layout, target, limits)
     if split is None:
         return None
     for rank in range(layout.pp):
@@ -243,7 +243,7 @@ def _stepped(
     return estimate_step(prices, layout, split)
 
 
-def _split(prices: Prices, layout: Layout, target: Target, limits: FloatArray) -> Split | None:
+def best_split(prices: Prices, layout: Layout, target: Target, limits: FloatArray) -> Split | None:
     """Return the layers of each stage, as each is fast, and what it recomputes to fit."""
     model, job = prices.model, prices.job
     if layout.pp == 1:

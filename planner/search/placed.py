@@ -72,7 +72,7 @@ def placement_problem(prices: Prices, step: StepEstimate) -> PlacementProblem:
     seconds = [_group_s(costs, ring.stage, ring.axis) for ring in found]
     return PlacementProblem(
         places=-(-layout.gpus // cluster.gpus_per_node),
-        hop_s=2 * costs.micro_batches / layout.pp * _hop_matrix(even, layout, cluster),
+        hop_s=2 * costs.micro_batches * _hop_matrix(even, layout, cluster),
         pipelines=pipelines(layout, cluster),
         slowness=1 / link_shares(cluster.node_links),
         rings=tuple(ring.pairs for ring in found),

@@ -1,9 +1,10 @@
 """Which machine takes which place of a job: the order of nodes with the least communication.
 
-The seconds of one order are those of the critical path (Pipette, DATE 2024): ``m / p`` rounds of
-the slowest pipeline's hops, and the slowest stage's collectives, each as slow as its slowest link.
-1F1B cannot hide one round of hops for every ``p`` micro-batches; Pipette's code counts whole
-rounds, here the fraction counts too. Every stage's collectives count, not only the first one's.
+The seconds of one order are those of the critical path (Pipette, DATE 2024): the slowest pipeline's
+hops, and the slowest stage's collectives, each as slow as its slowest link. 1F1B cannot hide one
+round of hops there and back for every ``p`` micro-batches. The same holds for every run of ``k``
+neighbouring stages, which hold ``k`` micro-batches at a time: one slow hop alone (``k = 2``) may
+hold up the step more than the whole path. Every stage's collectives count, not only the first's.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class PlacementProblem:
     """Seconds of one step's communication between nodes, by the pair of nodes that carries it.
 
     ``places`` of the job are filled by as many of the ``M`` measured nodes. ``hop_s`` ``[M, M]``
-    is one hop of one micro-batch and back, times the rounds. ``pipelines`` ``[P, H, 2]`` are
+    is one hop of all micro-batches, there and back. ``pipelines`` ``[P, H, 2]`` are
     the places that each pipeline's hops join. ``slowness`` ``[M, M]`` is a link's time against a
     healthy one's. ``rings`` holds for each stage and kind of group the pairs of places its
     messages cross; ``ring_s`` what it takes over healthy links, ``ring_stage`` whose it is.
@@ -49,8 +50,9 @@ class PlacementProblem:
 
     @property
     def links(self) -> int:
-        """Pairs of places that count in one order."""
-        return self.pipelines[..., 0].size + sum(len(ring) for ring in self.rings)
+        """Numbers that are looked up and added for one order, about."""
+        hops = self.pipelines[..., 0].size * min(8, self.pipelines.shape[1])
+        return max(1, hops + sum(len(ring) for ring in self.rings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,27 @@ def _seconds(problem: PlacementProblem, orders: IntArray) -> tuple[FloatArray, F
     mean += of_stage.mean(axis=-1)
     if problem.pipelines.size:
         ends = orders[..., problem.pipelines]
-        of_pipeline = problem.hop_s[ends[..., 0], ends[..., 1]].sum(axis=-1)
-        worst = worst + of_pipeline.max(axis=-1)
-        mean += of_pipeline.mean(axis=-1)
+        hops = problem.hop_s[ends[..., 0], ends[..., 1]]
+        worst = worst + critical_s(hops).max(axis=-1)
+        mean += hops.mean(axis=(-2, -1))
     return worst, mean
+
+
+def critical_s(hops: FloatArray) -> FloatArray:
+    """Return what hops ``[..., H]`` add to the step: the slowest run of neighbouring stages.
+
+    A run of ``n`` hops passes ``n + 1`` micro-batches in one round. Of long pipelines not every
+    length is looked at, the whole path always is.
+    """
+    count = hops.shape[-1]
+    sums = np.concatenate([np.zeros((*hops.shape[:-1], 1)), hops.cumsum(axis=-1)], axis=-1)
+    lengths = {*range(1, min(count, 8) + 1), *(2**power for power in range(4, 12)), count}
+    runs = [
+        (sums[..., length:] - sums[..., :-length]).max(axis=-1) / (length + 1)
+        for length in sorted(lengths)
+        if length <= count
+    ]
+    return np.asarray(np.max(runs, axis=0))
 
 
 def host_order(problem: PlacementProblem) -> IntArray:
@@ -165,7 +184,7 @@ def _descend(
     now = float(_guided(problem, order))
     while True:
         seconds = _guided(problem, order[moves])
-        looked_up += len(moves) * max(1, problem.links)
+        looked_up += len(moves) * problem.links
         chosen = int(seconds.argmin())
         if not seconds[chosen] < now * (1 - 1e-12) or looked_up > MOST_ELEMENTS:
             return order, looked_up

@@ -13,7 +13,7 @@ from planner.layout.stages import Split
 from planner.memory.estimate import rank_memory
 from planner.plan import Plan
 from planner.search.answer import NoFit, recommend
-from planner.search.mixed import _bound_s, _capacities, _split
+from planner.search.mixed import best_split, bound_s, capacities
 from planner.search.recommend import Options
 from planner.search.targets import TARGETS
 from planner.simulate.step import estimate_step
@@ -44,7 +44,7 @@ def prices(
 
 
 def split(table: Prices, layout: Layout) -> Split:
-    found = _split(table, layout, TARGET, _capacities(table, layout))
+    found = best_split(table, layout, TARGET, capacities(table, layout))
     assert found is not None
     return found
 
@@ -145,7 +145,7 @@ def test_each_stage_keeps_to_the_memory_of_its_own_gpu() -> None:
     spec = mixed(group(A100, 1), group("V100-SXM-16GB", 1))
     table = prices(spec, small(layers=36, hidden=3072, heads=24), batch=256)
     layout = Layout(tp=2, pp=4, dp=2, micro_batch=4, shard=Shard.zero(1, 2))
-    limits = _capacities(table, layout)
+    limits = capacities(table, layout)
     found = split(table, layout)
 
     used = [
@@ -180,7 +180,7 @@ def test_no_split_beats_the_bound(
 
     step_s = estimate_step(table, layout, Split(layers)).step_time_s
 
-    assert _bound_s(table, layout) <= step_s * (1 + 1e-9)
+    assert bound_s(table, layout) <= step_s * (1 + 1e-9)
 
 
 def answered(spec: ClusterSpec, precision: str = "fp16", name: str = "llama-3-8b") -> Plan:

@@ -70,15 +70,24 @@ def test_seconds_by_hand() -> None:
 
     orders = np.array([[0, 1, 2, 3], [0, 2, 1, 3]])
 
-    # the slower stage's ring at its slowest link, the slower pipeline's hop
-    np.testing.assert_allclose(communication_s(one, orders), [7 + 0.6, 6 + 0.7])
+    # the slower stage's ring at its slowest link; two stages pass two micro-batches in one round
+    np.testing.assert_allclose(communication_s(one, orders), [7 + 0.6 / 2, 6 + 0.7 / 2])
+
+
+def test_the_slowest_run_of_stages_counts() -> None:
+    slowness = np.ones((4, 4))
+    one = problem(4, 1, slowness)
+    slow = one_slow_pair(4, 1, 2)
+
+    assert listed_s(one) == pytest.approx(3 * HOP_S / 4)  # all stages, four micro-batches a round
+    assert listed_s(problem(4, 1, slow)) == pytest.approx(10 * HOP_S / 2)  # the slow pair alone
 
 
 def test_every_stage_counts_not_only_the_first() -> None:
     slowness = one_slow_pair(4, 2, 3)
     one = problem(2, 2, slowness)
 
-    assert listed_s(one) == pytest.approx(10 * RING_S + HOP_S)
+    assert listed_s(one) == pytest.approx(10 * RING_S + HOP_S / 2)
     assert place_nodes(one).seconds < listed_s(one)
 
 
