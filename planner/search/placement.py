@@ -8,8 +8,10 @@ hold up the step more than the whole path. Every stage's collectives count, not 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations
 from math import perm
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +53,8 @@ class PlacementProblem:
     @property
     def links(self) -> int:
         """Numbers that are looked up and added for one order, about."""
-        hops = self.pipelines[..., 0].size * min(8, self.pipelines.shape[1])
-        return max(1, hops + sum(len(ring) for ring in self.rings))
+        hops = self.pipelines.size // 2 * min(8, self.pipelines.shape[1])
+        return max(1, int(hops) + sum(len(ring) for ring in self.rings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +71,42 @@ def communication_s(problem: PlacementProblem, orders: IntArray) -> FloatArray:
     return _seconds(problem, orders)[0]
 
 
+class _Rings(NamedTuple):
+    """All rings of a problem in one row of pairs: where each starts, and what it weighs."""
+
+    first: IntArray  # [E]
+    second: IntArray  # [E]
+    starts: IntArray  # [R]
+    of_stage: FloatArray  # [R, stages], seconds of the ring in its stage's column
+    mean: FloatArray  # [E]
+
+
+@lru_cache(maxsize=8)
+def _flat(problem: PlacementProblem) -> _Rings:
+    lengths = np.array([len(ring) for ring in problem.rings], dtype=np.int64)
+    pairs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *problem.rings])
+    stages = int(problem.ring_stage.max(initial=0)) + 1
+    of_stage = np.zeros((len(lengths), stages))
+    of_stage[np.arange(len(lengths)), problem.ring_stage] = problem.ring_s
+    mean = np.repeat(problem.ring_s / np.maximum(lengths, 1) / stages, lengths)
+    return _Rings(pairs[:, 0], pairs[:, 1], np.cumsum(lengths) - lengths, of_stage, mean)
+
+
 def _seconds(problem: PlacementProblem, orders: IntArray) -> tuple[FloatArray, FloatArray]:
     """Return the seconds by the largest pipeline and stage, and by their means."""
-    stages = int(problem.ring_stage.max(initial=0)) + 1
-    of_stage = np.zeros((*orders.shape[:-1], stages))
-    mean = np.zeros(orders.shape[:-1])
-    for ring, seconds, stage in zip(problem.rings, problem.ring_s, problem.ring_stage, strict=True):
-        slow = problem.slowness[orders[..., ring[:, 0]], orders[..., ring[:, 1]]]
-        of_stage[..., stage] += seconds * slow.max(axis=-1)
-        mean += seconds * slow.mean(axis=-1) / stages
-    worst = of_stage.max(axis=-1)
-    mean += of_stage.mean(axis=-1)
+    rings, count = _flat(problem), problem.nodes
+    worst, mean = np.zeros(orders.shape[:-1]), np.zeros(orders.shape[:-1])
+    if len(rings.starts):
+        links = orders[..., rings.first] * count + orders[..., rings.second]
+        slow = problem.slowness.ravel().take(links)
+        of_ring = np.maximum.reduceat(slow, rings.starts, axis=-1)
+        of_stage = of_ring @ rings.of_stage
+        worst, mean = of_stage.max(axis=-1), of_stage.mean(axis=-1) + slow @ rings.mean
     if problem.pipelines.size:
         ends = orders[..., problem.pipelines]
-        hops = problem.hop_s[ends[..., 0], ends[..., 1]]
+        hops = problem.hop_s.ravel().take(ends[..., 0] * count + ends[..., 1])
         worst = worst + critical_s(hops).max(axis=-1)
-        mean += hops.mean(axis=(-2, -1))
+        mean = mean + hops.mean(axis=(-2, -1))
     return worst, mean
 
 
@@ -139,8 +161,9 @@ def local_search(problem: PlacementProblem, seed: int = 0, restarts: int = RESTA
     best = host_order(problem)
     best_s = float(communication_s(problem, best))
     budget = MOST_ELEMENTS
+    moves = _moves(problem.nodes, problem.places, chance)
     for start in range(restarts):
-        order, cost = _descend(problem, _start(problem, best, start, chance), chance)
+        order, cost = _descend(problem, _start(problem, best, start, chance), moves)
         budget -= cost
         seconds = float(communication_s(problem, order))
         if seconds < best_s * (1 - 1e-12):
@@ -175,11 +198,8 @@ def _chain(problem: PlacementProblem) -> IntArray:
     return np.array(chain)
 
 
-def _descend(
-    problem: PlacementProblem, order: IntArray, chance: np.random.Generator
-) -> tuple[IntArray, int]:
+def _descend(problem: PlacementProblem, order: IntArray, moves: IntArray) -> tuple[IntArray, int]:
     """Return the order that no move improves, and how many links were looked up on the way."""
-    moves = _moves(problem.nodes, problem.places, chance)
     looked_up = 0
     now = float(_guided(problem, order))
     while True:

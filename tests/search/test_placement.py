@@ -182,7 +182,7 @@ def check_gain(slowness: FloatArray, stages: int, wide: int, least: float) -> No
 
 @pytest.mark.parametrize(("stages", "wide"), [(2, 8), (4, 4), (8, 2), (16, 1)])
 def test_sixteen_nodes_gain_in_three_seconds(stages: int, wide: int) -> None:
-    check_gain(measured_like(3), stages, wide, 0.002)
+    check_gain(measured_like(3), stages, wide, 0.01)
 
 
 def test_sixty_four_nodes_take_seconds() -> None:
