@@ -1,7 +1,7 @@
 """Measured links between each pair of nodes."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -34,6 +34,19 @@ class NodeLinks(BaseModel):
     )
     healthy_latency_s: Seconds = Field(0.0, description="Left out: the least of all pairs.")
     source: str = Field("", description="Program and date of the measurement.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_its_unit(cls, data: Any) -> Any:
+        """Turn plain numbers in a stated ``unit``, such as GB/s, into bytes per second."""
+        if not isinstance(data, dict) or "unit" not in data:
+            return data
+        one = parse_rate(f"1 {data['unit']}")
+        rows = data.get("bytes_per_s")
+        if isinstance(rows, list) and all(isinstance(row, list) for row in rows):
+            rows = [[one * x if isinstance(x, int | float) else x for x in row] for row in rows]
+        rest = {name: value for name, value in data.items() if name != "unit"}
+        return rest | {"bytes_per_s": rows}
 
     @model_validator(mode="after")
     def _square(self) -> Self:

@@ -34,6 +34,14 @@ def test_latency_is_told_against_the_least_one() -> None:
     np.testing.assert_array_equal(latency_factors(links()), np.ones((3, 3)))
 
 
+def test_plain_numbers_are_in_the_unit_of_the_file() -> None:
+    rates = [[0, 10, "8 GB/s"], [10.0, 0, 5], [4, 5, 0]]
+
+    assert links(unit="GB/s", bytes_per_s=rates) == links()
+    with pytest.raises(ValueError, match="'1 parsecs' is not a data rate"):
+        links(unit="parsecs")
+
+
 def test_a_broken_link_carries_next_to_nothing() -> None:
     rates = ((0, 10e9, 0), (10e9, 0, 5e9), (4e9, 5e9, 0))
 
