@@ -135,7 +135,7 @@ def slow_links(measured: ClusterSpec, job: ClusterSpec, layout: Layout) -> tuple
 
     ``job`` has the nodes of the job in their order. Nothing where no links were measured.
     """
-    if measured.node_links is None:
+    if measured.node_links is None or len(measured.node_links.hosts) == 1:
         return ()
     shares, hosts = link_shares(measured.node_links), measured.node_links.hosts
     first, second = np.triu_indices(len(hosts), 1)

@@ -154,6 +154,16 @@ def test_a_plan_estimates_the_same_when_read_back() -> None:
     assert again == pytest.approx(found.estimate.step_time_s)
 
 
+def test_one_node_has_no_links() -> None:
+    spec = on(with_slow((0, 1), nodes=3), 1)
+    alone = in_order(spec, (2,))
+    layout = Layout(tp=2, pp=2, dp=2)
+
+    assert estimate_step(prices(alone), layout).step_time_s == healthy_step_s(alone, layout)
+    assert slow_links(alone, alone, layout) == ()
+    assert placed(prices(spec), estimate_step(prices(healthy(spec)), layout)).communication_s == 0
+
+
 def test_a_plan_without_measured_links_names_no_hosts() -> None:
     found = recommend(model("tiny-llama"), cluster("dgx-h100", 1), job(32, 2048), TARGETS["torch"])
 
