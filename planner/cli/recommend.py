@@ -41,6 +41,10 @@ def recommend(
         Path | None,
         typer.Option(help="Measurements of your machine (planner profile).", metavar="FILE"),
     ] = None,
+    links: Annotated[
+        Path | None,
+        typer.Option(help="Measured links of each pair of nodes.", metavar="FILE"),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="Factors fitted to your runs (planner calibrate).", metavar="FILE"),
@@ -82,7 +86,7 @@ def recommend(
     )
     check_free(output, force)
     spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, profile)
+    machines = chosen_cluster(cluster, nodes, profile, links, mixed=True)
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
     runner, why = chosen_target(target, spec, job)
     note(f"target {runner.name}: {why}")

@@ -7,6 +7,7 @@ fused attention over about 3,000 shapes, median error 4-8 % (``sources`` in ``pr
 from math import ceil
 
 from planner.model.operations import Attention, Elementwise, Gemm
+from planner.spec.cluster import ClusterSpec
 from planner.spec.gpu import AttentionCurve, GemmCurve, GpuSpec
 
 # A GPU without a measured curve: the middle of the measured ones, and half of a kernel's 5-10 us.
@@ -28,6 +29,14 @@ def _wave(tiles: float, sm_count: int) -> float:
 def half_precision_peak(gpu: GpuSpec) -> float:
     """Dense FLOP/s in bf16, or in fp16 where the GPU has no bf16 units."""
     return gpu.peak_flops.get("bf16") or gpu.peak_flops["fp16"]
+
+
+def mean_peak(cluster: ClusterSpec) -> float:
+    """Dense FLOP/s of one GPU, the mean over the nodes of a mixed cluster."""
+    if not cluster.node_groups:
+        return half_precision_peak(cluster.gpu)
+    groups = cluster.node_groups
+    return sum(group.nodes * half_precision_peak(group.gpu) for group in groups) / cluster.nodes
 
 
 def gemm_s(operation: Gemm, gpu: GpuSpec, dtype: str) -> float:

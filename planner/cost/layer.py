@@ -30,6 +30,7 @@ from planner.model.operations import (
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
+from planner.spec.parts import part_of
 
 # Compute runs slower while NCCL holds some SMs: mean 0.19 over GPT and LLaMA on A100, H100, MI210
 # and MI250 (arXiv 2507.03114), of the overlapped time.
@@ -74,6 +75,18 @@ class Prices:
     cluster: ClusterSpec
     job: JobSpec
     _cache: dict[tuple[object, ...], PassCost] = field(default_factory=dict, repr=False)
+    _parts: list["Prices"] = field(default_factory=list, repr=False, compare=False)
+
+    def on(self, first: int, slots: int) -> "Prices":
+        """Return the prices on ``slots`` GPU slots from ``first``: these, where all are alike."""
+        cluster = part_of(self.cluster, first, slots)
+        if cluster is self.cluster:
+            return self
+        for known in self._parts:
+            if known.cluster is cluster:
+                return known
+        self._parts.append(Prices(self.model, cluster, self.job))
+        return self._parts[-1]
 
     def layer(
         self, layout: Layout, moe_layer: bool, recompute: Recompute | None = None
