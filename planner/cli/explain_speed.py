@@ -31,6 +31,7 @@ def explain_speed(
     zero: words.Zero = 1,
     recompute: words.Again = "none",
     sequence_parallel: words.Sequence = True,
+    offload: words.Away = "none",
     measured: Annotated[
         str | None,
         typer.Option(help="Step time of your run, like 13.6s: how much is not explained.",
@@ -45,7 +46,7 @@ def explain_speed(
 
     measured_s = None if measured is None else option("--measured", _positive_s, measured)
     degrees = Degrees(
-        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel
+        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel, offload
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration

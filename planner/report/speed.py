@@ -26,6 +26,7 @@ CAUSES = {
     "context_parallel": "context-parallel communication, exposed",
     "expert_parallel": "expert-parallel communication, exposed",
     "host": "host: kernels wait to be launched",
+    "offload": "activation offload, exposed",
     "data_parallel": "data-parallel communication, exposed",
     "pipeline_parallel": "transfers between stages, exposed",
     "optimizer": "clipping and optimizer",

@@ -132,6 +132,8 @@ def layout_record(layout: Layout, step: StepEstimate) -> LayoutRecord:
         shard_gradients=layout.shard.gradients,
         shard_optimizer=layout.shard.optimizer,
         recompute=recompute,
+        offload_fraction=layout.offload.fraction,
+        offload_target=layout.offload.target,
     )
 
 

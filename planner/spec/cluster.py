@@ -64,6 +64,19 @@ class HostSpec(BaseModel):
     gpu_link_bytes_per_s: BytesPerS = Field(description="Pinned copies, per GPU and direction.")
 
 
+class SsdSpec(BaseModel):
+    """The local drives of one node together, as the training job sees them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    capacity_bytes: Bytes
+    write_bytes_per_s: BytesPerS = Field(description="Sequential, all drives of a node together.")
+    read_bytes_per_s: BytesPerS
+    endurance_bytes: Bytes = Field(
+        description="Bytes that all drives of a node may be written in their life (TBW)."
+    )
+
+
 class ClusterSpec(BaseModel):
     """A cluster. ``nodes`` is the default; commands may use fewer."""
 
@@ -79,6 +92,7 @@ class ClusterSpec(BaseModel):
     scale_up: ScaleUpSpec
     scale_out: ScaleOutSpec | None = None
     host: HostSpec | None = None
+    ssd: SsdSpec | None = None
     sources: dict[str, str] = Field(default_factory=dict, description="Where each value is from.")
 
     @model_validator(mode="after")
