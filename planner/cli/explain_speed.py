@@ -70,6 +70,7 @@ def _positive_s(text: str) -> float:
 def _explained(question: "Question", measured_s: float | None) -> "Explained":
     from planner.cost.layer import Prices
     from planner.errors import LayoutError
+    from planner.report.offload import offload_lines
     from planner.report.speed import Explained
     from planner.search.faster import faster_changes
     from planner.simulate.step import estimate_step
@@ -80,4 +81,5 @@ def _explained(question: "Question", measured_s: float | None) -> "Explained":
     prices = Prices(question.model, question.cluster, question.job)
     step = estimate_step(prices, question.layout, question.split)
     changes = faster_changes(prices, question.layout, question.target, question.split)
-    return Explained(step, question.cluster, waterfall(prices, step), changes, measured_s)
+    notes = tuple(offload_lines(prices, question.layout, question.split))
+    return Explained(step, question.cluster, waterfall(prices, step), changes, measured_s, notes)

@@ -62,6 +62,12 @@ class Offload:
         return f"offload-{self.target}-{100 * self.fraction:.4g}%" if self.fraction else ""
 
 
+def offload_words(offload: Offload) -> str:
+    """Return ``40 % of the movable activations on drives``."""
+    where = "on drives" if offload.target == "ssd" else "in host memory"
+    return f"{100 * offload.fraction:.4g} % of the movable activations {where}"
+
+
 OFFLOAD_TARGETS = ("host", "ssd")
 
 

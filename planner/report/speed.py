@@ -45,6 +45,7 @@ class Explained:
     waterfall: Waterfall
     changes: list[SingleChange]
     measured_s: float | None = None
+    notes: tuple[str, ...] = ()  # on what leaves the GPU
 
     @property
     def interval_s(self) -> tuple[float, float]:
@@ -77,6 +78,7 @@ def speed_report(found: Explained) -> Group:
     parts: list[RenderableType] = [
         _sentence(found),
         section("From the card's peak to the step", _table(found)),
+        *map(Text, found.notes),
     ]
     if found.measured_s is not None:
         parts += [Text(), _verdict(found, found.measured_s)]
@@ -159,6 +161,8 @@ def speed_json(found: Explained) -> dict[str, object]:
         "parts_s": falls.parts_s,
         "changes": [_change_json(change) for change in found.changes],
     }
+    if found.notes:
+        answer["notes"] = list(found.notes)
     if found.measured_s is not None:
         answer |= {
             "measured_s": found.measured_s,

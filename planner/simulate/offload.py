@@ -6,7 +6,7 @@ layer it runs behind leaves the difference exposed. Copies do not slow compute d
 beside a host copy took 1.00 times its time alone on A100 (grid of Mist, EuroSys 25).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from planner.cost.layer import Prices
@@ -59,6 +59,25 @@ def exposed_s(prices: Prices, layout: Layout, stage: StageLayers) -> tuple[float
         backward += layers.count * max(0.0, load_s - cost.backward.total)
         behind_s = max(behind_s, min(load_s, cost.backward.total))
     return forward, backward + (0.0 if stage.head else behind_s)
+
+
+def free_fraction(prices: Prices, layout: Layout, stage: StageLayers) -> float:
+    """Return the largest fraction whose copies every layer of ``stage`` covers, at most 1.
+
+    SSDTrain sizes its offload so (section 3.3): bytes of a layer against its own seconds.
+    """
+    whole = replace(layout, offload=replace(layout.offload, fraction=1.0))
+    shape = job_shape(prices.job, whole)
+    rates = offload_rates(layout.offload, prices.cluster)
+    found = 1.0
+    for layers in moved_layers(prices.model, shape, prices.job.software, whole, stage):
+        cost = prices.layer(layout, layers.moe_layer, layers.recompute)
+        covered = min(
+            cost.forward.total * rates.store_bytes_per_s,
+            cost.backward.total * rates.load_bytes_per_s,
+        )
+        found = min(found, covered / layers.each_bytes)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
