@@ -107,11 +107,12 @@ def kept_bytes(model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers
         output = 2 * shape.sharded_tokens * model.hidden
     chunks = chunks_of(layout)
     moved = moved_layers(model, shape, job.software, layout, mine)
+    away = moved_bytes(model, shape, job.software, layout, mine)
     loaded = [
         max((m.each_bytes for m in moved if (m.recompute is Recompute.FULL) is full), default=0.0)
         for full in (False, True)
     ]
-    away = moved_bytes(model, shape, job.software, layout, mine)
+    loaded = [min(size, away) for size in loaded]  # a stage of one layer keeps its input
     return Kept(plain / chunks, again / chunks, last, output / chunks, away, *loaded)
 
 
