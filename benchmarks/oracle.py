@@ -208,6 +208,8 @@ def run_two_steps(job: Job, memory: Memory) -> int:
         with _phase(memory, "batch"):
             tokens, targets = (torch.zeros(shape, dtype=torch.long) for _ in "xy")
         memory.clear_counts()
+        if job.offloader is not None:
+            job.offloader.counts.clear()
         begin = memory.now
         with _phase(memory, "step"):
             job.update(tokens, targets)
@@ -244,6 +246,7 @@ class Traced:
     collectives: list[dict[str, Any]]
     operations: int
     seconds: float
+    offloaded: int = 0  # activations that leave in one step
 
     @property
     def peak(self) -> Moment:
@@ -384,7 +387,9 @@ def trace(
         stack.enter_context(_watching(memory))
         job = Job(plan, options, _CPU, skeleton)
         began = run_two_steps(job, memory)
-        return summarise(memory.log, rank, began, time.perf_counter() - begin)
+        found = summarise(memory.log, rank, began, time.perf_counter() - begin)
+        away = 0 if job.offloader is None else job.offloader.counts.stored
+        return replace(found, offloaded=away)
 
 
 def estimate(plan: Plan, rank: int) -> RankMemory:

@@ -241,7 +241,10 @@ def test_recompute_is_full_only_where_every_layer_is_recomputed(question: Questi
 
 def test_a_smaller_gpu_recomputes_more() -> None:
     again = [
-        sum(stage.recompute_layers for stage in plan(ANSWERED[2], keep_free=free, offload=False).stages)
+        sum(
+            stage.recompute_layers
+            for stage in plan(ANSWERED[2], keep_free=free, offload=False).stages
+        )
         for free in (0.0, 0.7)
     ]
 

@@ -224,6 +224,7 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"recompute": "per-op mask"}, "recompute 'per-op mask' cannot be expressed"),
     ({"tp": "mixed"}, "stages with different degrees cannot be expressed"),
     ({"offload": "optimizer-cpu"}, "offload is not estimated yet"),
+    ({"offload": "activations-cpu: [moe_act]"}, "offload of moe_act alone cannot be expressed"),
     ({"attention_kind": "hybrid"}, "hybrid attention layers cannot be expressed"),
     ({"task": "lora"}, "task lora is not estimated yet"),
     ({"gpu": "TPU v5"}, "GPU 'TPU v5' is not shipped"),
@@ -450,3 +451,23 @@ def test_precision_and_network_are_assumptions_too(column: str) -> None:
 @pytest.mark.parametrize("precision", ["int3", "fp8"])
 def test_a_precision_that_the_gpu_lacks_is_skipped(precision: str) -> None:
     assert precision in reason(gpt(precision=precision))
+
+
+MODULES = "expert_fc1 moe_act attn_norm mlp_norm qkv_linear core_attn attn_proj"
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction"),
+    [
+        ("activations-cpu:40 layers", 40 / 95),
+        ("activations-cpu:96 layers", 1.0),
+        ("activations-cpu:25%", 0.25),
+        ("activations-cpu", 1.0),
+        (f"activations-cpu: [{MODULES}]", 1.0),
+    ],
+)
+def test_offloaded_activations_are_a_fraction(text: str, fraction: float) -> None:
+    offload = read_case(gpt(offload=text)).layout.offload
+
+    assert offload.fraction == pytest.approx(fraction)
+    assert offload.target == "host"
