@@ -197,7 +197,9 @@ def test_an_alternative_says_how_much_slower_it_is(question: Question) -> None:
     found = plan(question)
 
     for other in found.alternatives:
-        slower = re.fullmatch(r"([\d.]+)% slower(, recomputes \d+ of \d+ layers)?", other.reason)
+        slower = re.fullmatch(
+            r"([\d.]+)% slower(, recomputes \d+ of \d+ layers)?(, \d+ % of .*)?", other.reason
+        )
 
         assert slower is not None, other.reason
         assert other.step_time_s == pytest.approx(
