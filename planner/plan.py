@@ -8,7 +8,7 @@ from html import escape
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.layout import Layout, Offload, Recompute, Shard
 from planner.layout.stages import Split
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
@@ -37,6 +37,10 @@ class LayoutRecord(BaseModel):
     shard_gradients: int = Field(1, ge=1)
     shard_optimizer: int = Field(1, ge=1)
     recompute: str = "none"
+    offload_fraction: float = Field(
+        0, ge=0, le=1, description="Of the saved activations that may leave the GPU."
+    )
+    offload_target: str = Field("", pattern="^(|host|ssd)$", description="host or ssd.")
 
 
 class StageRecord(BaseModel):
@@ -173,6 +177,7 @@ class Plan(BaseModel):
             **{name: getattr(record, name) for name in names},
             shard=Shard(record.shard_weights, record.shard_gradients, record.shard_optimizer),
             recompute=Recompute(record.recompute),
+            offload=Offload(record.offload_fraction, record.offload_target),
             schedule="" if self.schedule in ("1f1b", "interleaved_1f1b") else self.schedule,
         )
 

@@ -50,6 +50,10 @@ ExpertTensor = Annotated[int, typer.Option(min=1, help="Tensor parallel of exper
 Micro = Annotated[int, typer.Option(min=1, help="Sequences of a micro-batch.", metavar="D")]
 Zero = Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage.", metavar="0-3")]
 Again = Annotated[str, typer.Option(help="none, selective or full.", metavar="KIND")]
+Away = Annotated[
+    str,
+    typer.Option(help="Activations leave the GPU: none, host, ssd:50%, ...", metavar="WHERE"),
+]
 Sequence = Annotated[bool, typer.Option(help="Split activations over tensor-parallel ranks.")]
 Calibrated = Annotated[
     Path | None,
@@ -81,6 +85,7 @@ def check(
     zero: Zero = 1,
     recompute: Again = "none",
     sequence_parallel: Sequence = True,
+    offload: Away = "none",
     named: Named = None,
     variables: Set = None,
     calibration: Calibrated = None,
@@ -102,7 +107,7 @@ def check(
     if named or variables:
         raise SpecError(f"--model and --set go with a launch file; {model!r} is none")
     degrees = Degrees(
-        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel
+        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel, offload
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration
@@ -123,7 +128,8 @@ def _stated_twice(ctx: typer.Context) -> set[str]:
         for name in ctx.params
         if str(ctx.get_parameter_source(str(name))).endswith("COMMANDLINE")
     }
-    decided = ("tp", "cp", "pp", "vpp", "ep", "etp", "zero", "recompute", "sequence_parallel")
+    decided = ("tp", "cp", "pp", "vpp", "ep", "etp", "zero", "recompute", "sequence_parallel",
+               "offload")  # fmt: skip
     wrong = [name for name in (*decided, "target", "precision") if name in typed]
     if wrong:
         names = [f"--{name.replace('_', '-')}: the file decides it; leave it out" for name in wrong]
@@ -162,6 +168,7 @@ def explain_memory(
     zero: Zero = 1,
     recompute: Again = "none",
     sequence_parallel: Sequence = True,
+    offload: Away = "none",
     calibration: Calibrated = None,
     as_json: Json = False,
 ) -> None:
@@ -169,7 +176,7 @@ def explain_memory(
     from planner.cli.question import Degrees, asked
 
     degrees = Degrees(
-        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel
+        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel, offload
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration

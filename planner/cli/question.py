@@ -3,11 +3,18 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from planner.cli.request import chosen_cluster, chosen_job, chosen_target, with_calibration
+from planner.cli.request import (
+    chosen_cluster,
+    chosen_job,
+    chosen_target,
+    offload_named,
+    with_calibration,
+)
 from planner.errors import LayoutError, SpecError
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rules import layout_problems
 from planner.layout.stages import Split
+from planner.memory.room import offload_refusals
 from planner.plan import Plan
 from planner.search.targets import TARGETS, Target
 from planner.spec.cluster import ClusterSpec
@@ -31,6 +38,7 @@ class Degrees:
     zero: int = 1
     recompute: str = "none"
     sequence_parallel: bool = True
+    offload: str = "none"
 
     def layout(self, gpus: int) -> Layout:
         """Return the layout on ``gpus`` GPUs; LayoutError where they do not divide."""
@@ -47,7 +55,7 @@ class Degrees:
         return Layout(
             self.tp, self.cp, self.pp, self.vpp, dp, self.ep, self.etp, self.micro_batch,
             self.sequence_parallel and self.tp > 1, Shard.zero(self.zero, dp * self.cp),
-            Recompute(self.recompute),
+            Recompute(self.recompute), offload=offload_named(self.offload),
         )  # fmt: skip
 
 
@@ -67,6 +75,8 @@ class Question:
         found = layout_problems(self.model, self.cluster, self.job, self.layout)
         if self.target.problems:
             found += self.target.problems(self.model, self.job, self.layout)
+        if not found:
+            found = offload_refusals(self.model, self.cluster, self.job, self.layout, self.split)
         return list(dict.fromkeys(found))
 
 

@@ -56,6 +56,10 @@ def recommend(
     budget: Annotated[
         str, typer.Option(help="Time after which the search settles.", metavar="TIME")
     ] = "60s",
+    offload: Annotated[
+        bool,
+        typer.Option("--offload/--no-offload", help="Activations may leave the GPU."),
+    ] = True,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the plan to this file.", metavar="FILE"),
@@ -83,6 +87,7 @@ def recommend(
         keep=keep,
         keep_free=option("--keep-free", share, keep_free),
         budget_s=option("--budget", parse_seconds, budget),
+        offload=offload,
     )
     check_free(output, force)
     spec = load_model(model)

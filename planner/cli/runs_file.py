@@ -56,6 +56,7 @@ class RunRecord(BaseModel):
     zero: Annotated[int, Field(ge=0, le=3)] = 1
     recompute: str = "none"
     sequence_parallel: bool = True
+    offload: str = Field("none", description="none, host, ssd, or host:50% of the activations.")
     name: str | None = Field(None, description="How you call the run.")
     note: str | None = Field(None, description="Anything; not read.")
 

@@ -100,6 +100,8 @@ class LayoutConfig:
     shard_gradients: int = 1
     shard_optimizer: int = 1
     recompute: str = "none"
+    offload_fraction: float = 0.0
+    offload_target: str = ""
 
     @property
     def ranks(self) -> int:

@@ -6,11 +6,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
 from planner.memory.estimate import RankMemory, rank_memory
 from planner.memory.interval import Verdict, memory_interval, verdict
 from planner.report.layout import column_table, section
+from planner.report.offload import offload_lines
 from planner.report.words import gib, percent, seconds
 from planner.search.changes import SingleChange
 from planner.spec.cluster import ClusterSpec
@@ -36,6 +38,7 @@ class Checked:
     ranks: tuple[RankMemory, ...]
     capacity_bytes: float
     verdict: Verdict
+    notes: tuple[str, ...] = ()  # on what leaves the GPU
 
     @property
     def fullest(self) -> RankMemory:
@@ -57,7 +60,8 @@ def checked(
         return Checked(layout.label(), tuple(problems), (), capacity, Verdict.DOES_NOT_FIT)
     ranks = tuple(rank_memory(model, job, layout, rank, split) for rank in range(layout.pp))
     fullest = max(ranks, key=lambda rank: rank.device)
-    return Checked(layout.label(), (), ranks, capacity, verdict(fullest, capacity))
+    notes = offload_lines(Prices(model, cluster, job), layout, split)
+    return Checked(layout.label(), (), ranks, capacity, verdict(fullest, capacity), tuple(notes))
 
 
 def check_sentence(found: Checked, cluster: ClusterSpec) -> str:
@@ -81,7 +85,7 @@ def _sentence(found: Checked, cluster: ClusterSpec) -> Text:
 def check_report(found: Checked, cluster: ClusterSpec) -> Group:
     """Return the verdict; of a layout that does not start, every rule it breaks."""
     lines = [Text(f"  - {problem}") for problem in found.problems]
-    return Group(_sentence(found, cluster), *lines)
+    return Group(_sentence(found, cluster), *lines, *map(Text, found.notes))
 
 
 def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChange]) -> Group:
@@ -97,6 +101,7 @@ def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChan
         section("Memory of each pipeline rank, GiB", _rank_table(found)),
         Text(),
         Text(peak),
+        *map(Text, found.notes),
     ]
     if changes:
         parts.append(section("Single changes that lower the peak, cheapest first", _table(changes)))
@@ -139,6 +144,8 @@ def check_json(found: Checked) -> dict[str, object]:
         "layout": found.label,
         "capacity_bytes": found.capacity_bytes,
     }
+    if found.notes:
+        answer["notes"] = list(found.notes)
     if found.ranks:
         low, high = memory_interval(found.fullest)
         answer |= {

@@ -17,6 +17,7 @@ WORDS = {
     "weight_gradient": "weight gradients",
     "recompute": "recompute",
     "host": "host, too slow to issue kernels",
+    "offload": "activation offload",
     "tensor_parallel": "tensor parallel, exposed",
     "context_parallel": "context parallel, exposed",
     "expert_parallel": "expert parallel, exposed",

@@ -1,5 +1,6 @@
 """Numbers and layouts in the words of an answer."""
 
+from planner.layout.layout import Offload, offload_words
 from planner.plan import LayoutRecord, Plan
 from planner.spec.gpu import GpuSpec
 from planner.units import GIB, format_s
@@ -55,6 +56,8 @@ def layout_words(layout: LayoutRecord) -> str:
     parts.append(f"micro-batch {layout.micro_batch}")
     if shared := sharding(layout):
         parts.append(shared)
+    if layout.offload_fraction:
+        parts.append(offload_words(Offload(layout.offload_fraction, layout.offload_target)))
     return ", ".join(parts)
 
 

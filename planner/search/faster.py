@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from planner.cost.layer import Prices
-from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.layout import Layout, Offload, Recompute, Shard
 from planner.layout.rules import layout_problems
 from planner.layout.stages import Split
 from planner.memory.estimate import peak_memory
@@ -56,6 +56,8 @@ def _candidates(layout: Layout) -> list[tuple[str, Layout]]:
         changes.append(("no recompute", replace(layout, recompute=Recompute.NONE)))
     if layout.recompute is Recompute.FULL:
         changes.append(("selective recompute", replace(layout, recompute=Recompute.SELECTIVE)))
+    if layout.offload.fraction:
+        changes.append(("no offload", replace(layout, offload=Offload())))
     if layout.tp > 1 and not layout.sequence_parallel:
         changes.append(("sequence parallelism", replace(layout, sequence_parallel=True)))
     return changes

@@ -21,6 +21,7 @@ from planner.schedule.kinds import Kind, chunks_of, kind_of, schedule_name, stag
 from planner.schedule.passes import Order
 from planner.simulate.held_back import weight_delay
 from planner.simulate.hops import hops_s
+from planner.simulate.offload import exposed_s
 from planner.simulate.pipeline import PipelineResult, pipeline_time
 from planner.spec.cluster import ClusterSpec
 
@@ -166,6 +167,10 @@ def stage_cost(
             forward = forward.plus(cost.forward)
             backward = backward.plus(cost.backward)
             weight = weight.plus(cost.weight)
+    if layout.offload.fraction:
+        store_s, load_s = exposed_s(prices, layout, stage)
+        forward = forward.plus(Seconds(offload=store_s))
+        backward = backward.plus(Seconds(offload=load_s))
     return StageCost(forward, backward, recompute, weight)
 
 
@@ -334,6 +339,7 @@ def _attribute(step: StepCosts, rank: int, total: float) -> dict[str, float]:
         "context_parallel": busy.cp,
         "expert_parallel": busy.ep,
         "host": busy.host,
+        "offload": busy.offload,
         "data_parallel": busy.dp + tail.gradients_s + tail.weights_s,
         "optimizer": tail.update_s,
     }

@@ -26,11 +26,13 @@ EXPOSED = {
     "context_parallel": "cp",
     "expert_parallel": "ep",
     "data_parallel": "dp",
+    "offload": "offload",
 }
 # where the seconds of a step can go; every rank's add up to the step time
 CAUSES = (
     "forward", "backward", "weight_gradient", "recompute", "host", "tensor_parallel",
-    "context_parallel", "expert_parallel", "pipeline", "data_parallel", "optimizer", "bubble",
+    "context_parallel", "expert_parallel", "pipeline", "data_parallel", "offload", "optimizer",
+    "bubble",
 )  # fmt: skip
 
 

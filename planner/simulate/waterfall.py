@@ -78,6 +78,7 @@ def waterfall(prices: Prices, step: StepEstimate) -> Waterfall:
         "context_parallel": mean.cp,
         "expert_parallel": mean.ep,
         "host": mean.host,
+        "offload": mean.offload,
     }
     parts |= _ends_and_waits(prices, step, costs, mean)
     parts["bubble"] = step.step_time_s - sum(parts.values())

@@ -3,9 +3,9 @@
 import re
 from functools import lru_cache
 
-from planner.spec.cluster import ClusterSpec, ScaleOutSpec, ScaleUpSpec, load_gpu
+from planner.spec.cluster import ClusterSpec, HostSpec, ScaleOutSpec, ScaleUpSpec, load_gpu
 from planner.spec.gpu import GpuSpec
-from planner.units import GB
+from planner.units import GB, GIB
 
 # The network a GPU is usually sold with, in bytes per second and GPU (cluster tables: DGX-1/2,
 # DGX A100, DGX H100, DGX B200, NVL72, EFA p4/p5), used where a run does not name its own.
@@ -27,6 +27,13 @@ _USUAL_NET = {
 _EFA_NET = {"A100": 400 / 8 / 8}  # p4d: four adapters of 100 Gb/s for eight GPUs
 _LINE_RATE = {"V100": 150, "A100": 300, "A800": 200, "H800": 200, "H100": 450, "H200": 450}
 _LINE_RATE |= {"GB": 900, "B2": 900, "B3": 900, "MI3": 448, "MI25": 50}
+# Host memory in GiB, and GB/s of pinned copies per GPU: as in cluster_specs of the same GPUs.
+_HOST = {"GB": (960, 200), "V100": (1536, 12.3), "A": (2048, 26), "L": (1024, 26)}
+
+
+def _host(gpu: str) -> HostSpec:
+    memory, link = next((v for prefix, v in _HOST.items() if gpu.startswith(prefix)), (2048, 55))
+    return HostSpec(memory_bytes=memory * GIB, gpu_link_bytes_per_s=link * GB)
 
 
 def _by_prefix(table: dict[str, float] | dict[str, int], gpu: str, default: float) -> float:
@@ -92,6 +99,7 @@ def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int
             ring_step_s=ring_step,
             efficiency=efficiency,
         ),
+        host=_host(gpu_name),
     )
 
 

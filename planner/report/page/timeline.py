@@ -23,6 +23,7 @@ CAUSE_OF = {
     "cp": "context-parallel",
     "ep": "expert-parallel",
     "host": "kernel launches",
+    "offload": "activation offload",
     "dp": "data-parallel",
 }
 
