@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute
+from planner.layout.limits import Limits
 from planner.layout.space import layouts as legal_layouts
 from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
@@ -27,6 +28,7 @@ class Options:
     keep: int = 5
     keep_free: float = 0.05
     budget_s: float = 60.0
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def search(
     """Return the fastest layouts that fit. Each recomputes only as many layers as it must."""
     started = time.monotonic()
     limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
-    found = legal_layouts(model, cluster, job, target.problems)
+    found = legal_layouts(model, cluster, job, target.problems, options.limits)
     needed = [peak_memory(model, job, _frugal(layout)).device for layout in found]
     fitting = [layout for layout, size in zip(found, needed, strict=True) if size <= limit]
     least = min(range(len(found)), key=needed.__getitem__, default=None)

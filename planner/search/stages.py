@@ -20,6 +20,7 @@ from planner.memory.working import buffer_bytes, receive_bytes
 from planner.schedule.kinds import schedule_name
 from planner.schedule.orders import order
 from planner.schedule.passes import kept_moments
+from planner.search.climb import Simulator, climb
 from planner.search.partition import FloatArray, Partition, PartitionProblem, partition
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
@@ -95,22 +96,41 @@ def _end_s(prices: Prices, layout: Layout, end: StageLayers) -> float:
 def improved(
     prices: Prices, step: StepEstimate, limit_bytes: float, target: Target, time_limit_s: float
 ) -> tuple[StepEstimate, Partition | None]:
-    """Return ``step`` with better stages where the partition finds any, and what it proved.
+    """Return ``step`` with better stages where any are found, and what the partition proved.
 
-    The partition minimises ``(m - 1/v) max + sum / v``; the simulator has the last word, so an
-    answer that is slower when simulated is dropped.
+    The partition minimises ``(m - 1/v) max + sum / v``; the climb goes on from there under the
+    simulator, which has the last word: an answer that is slower when simulated is dropped.
     """
     layout = step.layout
-    if layout.pp == 1 or layout.schedule:  # the partition knows the usual schedules only
+    if layout.pp == 1:
         return step, None
-    found = partition(partition_problem(prices, layout, limit_bytes), time_limit_s)
-    if not found.feasible or not found.layers:
-        return step, found
-    recomputed = found.recompute_layers
-    if target.uniform_recompute:
-        most = max(recomputed)
-        recomputed = tuple(min(most, count) for count in found.layers)
-    split = Split(found.layers, recomputed)
-    better = estimate_step(prices, layout, split)
-    fits = peak_memory(prices.model, prices.job, layout, split).device <= limit_bytes
-    return (better if fits and better.step_time_s < step.step_time_s else step), found
+    problem = partition_problem(prices, layout, limit_bytes)
+    found = None
+    starts = [step.split]
+    if partitioned(layout, prices.model.layers):
+        found = partition(problem, time_limit_s)
+        if found.layers:
+            starts.append(Split(found.layers, _recomputed(found, target)))
+    split = climb(
+        problem, Simulator(prices, layout, step.split), starts, target.uniform_recompute,
+        time_limit_s,
+    )  # fmt: skip
+    best = step
+    for other in dict.fromkeys((split, *starts[1:])):
+        if peak_memory(prices.model, prices.job, layout, other).device <= limit_bytes:
+            tried = estimate_step(prices, layout, other)
+            best = min(best, tried, key=lambda one: one.step_time_s)
+    return best, found
+
+
+def partitioned(layout: Layout, layers: int) -> bool:
+    """Whether the partition knows the schedule, and every stage can have a layer."""
+    return not layout.schedule and layout.pp * layout.vpp <= layers
+
+
+def _recomputed(found: Partition, target: Target) -> tuple[int, ...]:
+    """Return the recomputed layers of each stage as the target can set them."""
+    if not target.uniform_recompute:
+        return found.recompute_layers
+    most = max(found.recompute_layers)
+    return tuple(min(most, count) for count in found.layers)
