@@ -12,7 +12,7 @@ from planner.spec.model import ModelSpec
 
 # Sequences shorter than this per rank are not worth splitting: their attention hides no exchange.
 MIN_CONTEXT_TOKENS = 2048
-MAX_MICRO_BATCH = 16
+MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 UNEVEN_CHUNKS = (2, 3, 4)  # chunks per rank tried where no number of them gives equal chunks
 
 Problems = Callable[[ModelSpec, JobSpec, Layout], list[str]]
@@ -90,9 +90,12 @@ def _recomputes(job: JobSpec) -> list[Recompute]:
     return [Recompute.NONE, Recompute.SELECTIVE]
 
 
-def _micro_batches(job: JobSpec, dp: int) -> list[int]:
+def _micro_batches(job: JobSpec, dp: int, limits: Limits) -> list[int]:
+    """Return powers of two and three times them; others where the user names the number."""
     per_rank = job.global_batch // dp
-    return [mb for mb in divisors(per_rank) if mb <= MAX_MICRO_BATCH]
+    if limits.names("micro_batch"):
+        return [mb for mb in divisors(per_rank) if limits.allows("micro_batch", mb)]
+    return [mb for mb in MICRO_BATCHES if per_rank % mb == 0]
 
 
 def _chunks(model: ModelSpec, pp: int, micro_batches: int) -> list[int]:
@@ -131,7 +134,7 @@ def layouts(
         for (ep, etp), shard, micro_batch, recompute in product(
             _experts(model, ranks, tp, domain, limits),
             _shards(pp, dp * cp, min(inside, dp * cp)),
-            _micro_batches(job, dp),
+            _micro_batches(job, dp, limits),
             _recomputes(job),
         ):
             count = job.global_batch // (dp * micro_batch)

@@ -1,5 +1,6 @@
 """The least recompute that makes a layout fit."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from planner.layout.layout import Layout, Recompute
@@ -17,6 +18,23 @@ def _with(layers: tuple[int, ...], layout: Layout, rank: int, count: int) -> Spl
     return Split(layers, tuple(again))
 
 
+def _least(fits: Callable[[int], bool], most: int, guess: int) -> int | None:
+    """Return the least of 0 to ``most`` that fits, or None; ``guess`` is tried first."""
+    guess = min(guess, most)
+    if fits(guess):
+        low, high = 0, guess
+        if guess and not fits(guess - 1):
+            return guess
+    elif guess < most and fits(most):
+        low, high = guess + 1, most
+    else:  # a layer recomputed alone may need more than it saves
+        return 0 if guess and fits(0) else None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return low
+
+
 def least_recompute(
     model: ModelSpec, job: JobSpec, layout: Layout, limit_bytes: float, uniform: bool = False
 ) -> Split | None:
@@ -27,22 +45,18 @@ def least_recompute(
     """
     layers = split_layers(model.layers, layout.pp * layout.vpp)
     base = replace(layout, recompute=Recompute.NONE) if layout.recompute == "full" else layout
-    counts = []
+    counts: list[int] = []
     for rank in range(layout.pp):
-        low, high = 0, max(layers[rank :: layout.pp])
 
         def fits(count: int, rank: int = rank) -> bool:
             split = _with(layers, base, rank, count)
             return rank_memory(model, job, base, rank, split).device <= limit_bytes
 
-        if not fits(high):
-            if not fits(0):  # a layer recomputed alone may need more than it saves
-                return None
-            high = 0
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if fits(middle) else (middle + 1, high)
-        counts.append(low)
+        # neighbours mostly need the same
+        found = _least(fits, max(layers[rank :: layout.pp]), counts[-1] if counts else 0)
+        if found is None:
+            return None
+        counts.append(found)
     if uniform:
         counts = [max(counts)] * layout.pp
     again = tuple(min(counts[i % layout.pp], count) for i, count in enumerate(layers))

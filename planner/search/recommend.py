@@ -5,7 +5,7 @@ exceeds the best step time found, or the budget ends and the gap is stated.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute
@@ -28,7 +28,7 @@ class Options:
     keep: int = 5
     keep_free: float = 0.05
     budget_s: float = 60.0
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
