@@ -10,11 +10,21 @@ from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 
 
-def _with(layers: tuple[int, ...], layout: Layout, rank: int, count: int) -> Split:
-    """Recompute ``count`` layers in each chunk of ``rank``."""
+def _with(
+    layers: tuple[int, ...], layout: Layout, rank: int, count: int, uniform: bool
+) -> Split:
+    """Recompute ``count`` layers of ``rank``, dealt to its chunks; ``uniform``: in each chunk.
+
+    Earlier chunks get what is left over: more of their passes wait for a backward pass.
+    """
     again = [0] * len(layers)
-    for chunk in range(rank, len(layers), layout.pp):
-        again[chunk] = min(count, layers[chunk])
+    chunks = range(rank, len(layers), layout.pp)
+    while count and any(again[chunk] < layers[chunk] for chunk in chunks):
+        for chunk in chunks:
+            if count and again[chunk] < layers[chunk]:
+                again[chunk] += 1
+                count -= not uniform
+        count -= uniform
     return Split(layers, tuple(again))
 
 
@@ -49,15 +59,17 @@ def least_recompute(
     for rank in range(layout.pp):
 
         def fits(count: int, rank: int = rank) -> bool:
-            split = _with(layers, base, rank, count)
+            split = _with(layers, base, rank, count, uniform)
             return rank_memory(model, job, base, rank, split).device <= limit_bytes
 
+        most = (max if uniform else sum)(layers[rank :: layout.pp])
         # neighbours mostly need the same
-        found = _least(fits, max(layers[rank :: layout.pp]), counts[-1] if counts else 0)
+        found = _least(fits, most, counts[-1] if counts else 0)
         if found is None:
             return None
         counts.append(found)
     if uniform:
         counts = [max(counts)] * layout.pp
-    again = tuple(min(counts[i % layout.pp], count) for i, count in enumerate(layers))
-    return Split(layers, again)
+    parts = [_with(layers, base, rank, count, uniform) for rank, count in enumerate(counts)]
+    again = (parts[i % layout.pp].recomputed for i in range(len(layers)))
+    return Split(layers, tuple((own or layers)[i] for i, own in enumerate(again)))
