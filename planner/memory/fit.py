@@ -10,9 +10,7 @@ from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 
 
-def _with(
-    layers: tuple[int, ...], layout: Layout, rank: int, count: int, uniform: bool
-) -> Split:
+def _with(layers: tuple[int, ...], layout: Layout, rank: int, count: int, uniform: bool) -> Split:
     """Recompute ``count`` layers of ``rank``, dealt to its chunks; ``uniform``: in each chunk.
 
     Earlier chunks get what is left over: more of their passes wait for a backward pass.
