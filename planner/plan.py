@@ -102,7 +102,27 @@ class SearchRecord(BaseModel):
         description="Proved distance to the fastest fitting layout with equal stages, as a "
         "fraction; unequal stages are tried on the best layouts only."
     )
+    gap_any_stages: float = Field(
+        0.0,
+        description="The same over all stages and recompute: a weaker bound, mostly for what "
+        "memory forces to be recomputed.",
+    )
     seconds: float
+
+
+class PartitionRecord(BaseModel):
+    """How the layers came to their stages."""
+
+    model_config = _FROZEN
+
+    solver: str = Field(
+        description="dynamic programme, HiGHS (integer programme) or equal; with '+ climb' where "
+        "moving layers under the simulator found better."
+    )
+    status: str = Field(description="``optimal``, ``time limit`` or ``not solved``.")
+    objective_s: float = Field(description="What the solver minimised, for its own answer.")
+    bound_s: float = Field(description="Proved: no stages have a smaller objective.")
+    equal_step_time_s: float = Field(description="Simulated step with equal stages.")
 
 
 class Plan(BaseModel):
@@ -122,6 +142,7 @@ class Plan(BaseModel):
     rank_map: tuple[int, ...] = Field(description="rank_map[slot] = rank of GPU slot (node-major).")
     estimate: EstimateRecord
     search: SearchRecord
+    partition: PartitionRecord | None = None
     alternatives: tuple[CandidateRecord, ...] = ()
     lost: tuple[CandidateRecord, ...] = ()
     simulated: tuple[SimulatedRecord, ...] = Field(

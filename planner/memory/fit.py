@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import Split, split_layers
 from planner.memory.estimate import rank_memory
+from planner.schedule.kinds import IntArray, kind_of, schedule_name, stage_of
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 
@@ -16,7 +19,7 @@ def _with(layers: tuple[int, ...], layout: Layout, rank: int, count: int, unifor
     Earlier chunks get what is left over: more of their passes wait for a backward pass.
     """
     again = [0] * len(layers)
-    chunks = range(rank, len(layers), layout.pp)
+    chunks = _stages_of(layout)[:, rank].tolist()
     while count and any(again[chunk] < layers[chunk] for chunk in chunks):
         for chunk in chunks:
             if count and again[chunk] < layers[chunk]:
@@ -24,6 +27,13 @@ def _with(layers: tuple[int, ...], layout: Layout, rank: int, count: int, unifor
                 count -= not uniform
         count -= uniform
     return Split(layers, tuple(again))
+
+
+def _stages_of(layout: Layout) -> IntArray:
+    """Return the stages of each rank, ``[chunks, ranks]``; crossed pipelines: of one of them."""
+    name = schedule_name(layout)
+    chunks = layout.vpp * kind_of(name).pipelines
+    return np.asarray(stage_of(name, layout.pp, chunks)[: layout.vpp])
 
 
 def _least(fits: Callable[[int], bool], most: int, guess: int) -> int | None:
@@ -54,13 +64,14 @@ def least_recompute(
     layers = split_layers(model.layers, layout.pp * layout.vpp)
     base = replace(layout, recompute=Recompute.NONE) if layout.recompute == "full" else layout
     counts: list[int] = []
+    table = _stages_of(layout)
     for rank in range(layout.pp):
 
         def fits(count: int, rank: int = rank) -> bool:
             split = _with(layers, base, rank, count, uniform)
             return rank_memory(model, job, base, rank, split).device <= limit_bytes
 
-        most = (max if uniform else sum)(layers[rank :: layout.pp])
+        most = (max if uniform else sum)(layers[stage] for stage in table[:, rank])
         # neighbours mostly need the same
         found = _least(fits, most, counts[-1] if counts else 0)
         if found is None:
@@ -68,6 +79,7 @@ def least_recompute(
         counts.append(found)
     if uniform:
         counts = [max(counts)] * layout.pp
-    parts = [_with(layers, base, rank, count, uniform) for rank, count in enumerate(counts)]
-    again = (parts[i % layout.pp].recomputed for i in range(len(layers)))
-    return Split(layers, tuple((own or layers)[i] for i, own in enumerate(again)))
+    again = np.zeros(len(layers), dtype=np.int64)
+    for rank, count in enumerate(counts):  # no two ranks recompute the same stage
+        again += np.array(_with(layers, base, rank, count, uniform).recomputed)
+    return Split(layers, tuple(again.tolist()))

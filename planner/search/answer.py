@@ -10,15 +10,17 @@ from planner.plan import (
     CandidateRecord,
     EstimateRecord,
     LayoutRecord,
+    PartitionRecord,
     Plan,
     SearchRecord,
     SimulatedRecord,
     StageRecord,
 )
 from planner.schedule.kinds import schedule_name
+from planner.search.bound import lower_bounds_s
 from planner.search.families import family_bests, lost_families
 from planner.search.recommend import Options, Search, search
-from planner.search.stages import improved
+from planner.search.stages import Staged, improved
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, step_interval
 from planner.spec.cluster import ClusterSpec
@@ -71,15 +73,16 @@ def recommend(
     bests = family_bests(prices, found, target, options)
     candidates = {step.layout: step for step in (*found.best, *bests.values())}  # budget cut short
     chosen = sorted(candidates.values(), key=lambda step: step.step_time_s)[: options.keep]
-    steps = [improved(prices, step, found.limit_bytes, target, ILP_SECONDS)[0] for step in chosen]
-    steps.sort(key=lambda step: step.step_time_s)
-    return build_plan(prices, steps, found, lost_families(prices, found, steps[0], bests))
+    staged = [improved(prices, step, found.limit_bytes, target, ILP_SECONDS) for step in chosen]
+    staged.sort(key=lambda one: one.step.step_time_s)
+    return build_plan(prices, staged, found, lost_families(prices, found, staged[0].step, bests))
 
 
 def build_plan(
-    prices: Prices, steps: list[StepEstimate], found: Search, lost: list[CandidateRecord]
+    prices: Prices, staged: list[Staged], found: Search, lost: list[CandidateRecord]
 ) -> Plan:
-    """Write the first of ``steps`` out as a plan; the others become its alternatives."""
+    """Write the first of ``staged`` out as a plan; the others become its alternatives."""
+    steps = [one.step for one in staged]
     best = steps[0]
     layout, job = best.layout, prices.job
     return Plan(
@@ -96,11 +99,41 @@ def build_plan(
             fitting=len(found.fitting),
             simulated=found.simulated,
             gap=found.gap,
+            gap_any_stages=gap_any_stages(prices, found, best.step_time_s),
             seconds=found.seconds,
         ),
+        partition=_partition_record(staged[0]),
         alternatives=tuple(_candidate(step, best) for step in steps[1:]),
         lost=tuple(lost),
         simulated=_simulated(found, steps),
+    )
+
+
+def gap_any_stages(prices: Prices, found: Search, step_time_s: float) -> float:
+    """Return how far below ``step_time_s`` any stages of any layout may be, as a fraction of it.
+
+    A layout without a pipeline has no stages to choose: its simulated time is the least.
+    """
+    open_ones = [one for one in found.fitting if one.pp > 1 or one not in found.steps]
+    bounds = lower_bounds_s(prices, open_ones)
+    return max(0.0, 1 - float(bounds.min(initial=step_time_s)) / step_time_s)
+
+
+def _partition_record(staged: Staged) -> PartitionRecord | None:
+    if staged.step.layout.pp == 1:
+        return None
+    found, step_time_s = staged.found, staged.equal.step_time_s
+    if found is None or not found.layers:
+        return PartitionRecord(
+            solver=staged.solver, status="not solved", objective_s=step_time_s, bound_s=0.0,
+            equal_step_time_s=step_time_s,
+        )  # fmt: skip
+    return PartitionRecord(
+        solver=staged.solver,
+        status=found.status,
+        objective_s=found.objective_s,
+        bound_s=found.objective_s * (1 - found.gap),
+        equal_step_time_s=step_time_s,
     )
 
 

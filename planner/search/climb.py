@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from planner.cost.layer import PassCost, Prices
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import Split
-from planner.search.partition import FloatArray, PartitionProblem, rank_bytes
+from planner.search.partition import FloatArray, PartitionProblem, moment_bytes
 from planner.simulate.pipeline import pipeline_time
 from planner.simulate.step import StepCosts, ends_s, pipeline_arguments, step_costs
 
 IntArray = NDArray[np.int64]
-MOST_NEIGHBOURS = 64  # of one round; those from the longest stages to the shortest come first
+MOST_NEIGHBOURS = 64  # of one answer; those from the longest stages to the shortest come first
+MOST_AT_ONCE = 512  # candidates of one batch
+MOST_PASSES = 1_000_000  # of all candidates of a batch: some tenths of a second
 LEAST_GAIN = 1e-4  # of the step; a smaller gain ends the climb
 
 
@@ -45,6 +47,8 @@ class Simulator:
         self.ends = np.zeros((count, 3))
         self.ends[0] += self._end_s(prices, layout, "embedding")
         self.ends[-1] += self._end_s(prices, layout, "head")
+        passes = 2 * count * self.base.micro_batches
+        self.most_at_once = min(MOST_AT_ONCE, max(8, MOST_PASSES // passes))
         self.tails = np.array([tail.total for tail in self.base.tails])
 
     def _layer_s(
@@ -70,6 +74,11 @@ class Simulator:
         middle = first + again
         full, kept = self.sums[True], self.sums[False]
         return np.asarray(full[middle] - full[first] + kept[end] - kept[middle] + self.ends)
+
+    def step_stages_s(self, layers: tuple[int, ...]) -> FloatArray:
+        """Return the seconds of every stage for one micro-batch, nothing recomputed, ``[S]``."""
+        one = np.array([layers])
+        return np.asarray(self.stage_s(one, np.zeros_like(one))[0].sum(axis=-1))
 
     def step_s(self, layers: IntArray, again: IntArray) -> FloatArray:
         """Return the seconds of a step for every split, ``[splits]``."""
@@ -99,26 +108,35 @@ def _sums(values: FloatArray) -> FloatArray:
 def least_recompute_of(
     problem: PartitionProblem, layers: tuple[int, ...], uniform: bool
 ) -> tuple[int, ...] | None:
-    """Return the fewest recomputed layers with which every rank fits, alike in its chunks.
+    """Return few recomputed layers with which every rank fits; ``None``: it cannot fit.
 
-    ``uniform``: as many on every rank as the fullest needs. ``None``: it cannot fit.
+    One more at a time, in the chunk that keeps most passes when its rank is fullest. ``uniform``:
+    as many in every stage as the fullest rank needs.
     """
-    held, rank = np.array(layers), problem.rank
-    counts = np.zeros(problem.stages, dtype=np.int64)
-    most = np.zeros(problem.stages, dtype=np.int64)
-    np.maximum.at(most, rank, held)
+    again, held = np.zeros(len(layers), dtype=np.int64), np.array(layers)
+    limit = problem.limit_bytes * (1 + 1e-12)
+    at_rank = problem.rank == np.arange(problem.stages)[:, None]
     while True:
-        wanted = np.full_like(counts, counts.max()) if uniform else counts
-        again = tuple(np.minimum(wanted[rank], held).tolist())
-        over = rank_bytes(problem, layers, again) > problem.limit_bytes * (1 + 1e-12)
-        if not over.any():
-            return again
-        if (counts[over] >= most[over]).any():
-            return None
-        counts[over] += 1
+        used = moment_bytes(problem, layers, tuple(again.tolist()))  # [moments, stages]
+        over = np.flatnonzero((used > limit).any(axis=0))
+        if not len(over):
+            return tuple(again.tolist())
+        if uniform:
+            if (again[at_rank[over].any(axis=0)] == held[at_rank[over].any(axis=0)]).all():
+                return None
+            again = np.minimum(again + 1, held)
+            continue
+        for rank in over:
+            kept = problem.moments[used[:, rank].argmax()]
+            open_stages = np.flatnonzero(at_rank[rank] & (again < held))
+            if not len(open_stages):
+                return None
+            again[open_stages[kept[open_stages].argmax()]] += 1
 
 
-def _neighbours(layers: tuple[int, ...], stage_s: FloatArray, empty_ends: bool) -> list[tuple]:  # type: ignore[type-arg]
+def _neighbours(
+    layers: tuple[int, ...], stage_s: FloatArray, empty_ends: bool, most: int
+) -> list[tuple[int, ...]]:
     """Return ``layers`` with one layer moved to another stage, from long stages to short ones."""
     order = np.argsort(-stage_s, kind="stable").tolist()
     last = len(layers) - 1
@@ -133,7 +151,7 @@ def _neighbours(layers: tuple[int, ...], stage_s: FloatArray, empty_ends: bool) 
             moved[source] -= 1
             moved[target] += 1
             found.append(tuple(moved))
-            if len(found) == MOST_NEIGHBOURS:
+            if len(found) == min(most, MOST_NEIGHBOURS):
                 return found
     return found
 
@@ -147,26 +165,36 @@ def climb(
 ) -> Split:
     """Return the fastest split found from the best of ``starts``; never slower than any of them.
 
-    A start keeps its own recompute. The same question has the same answer as long as the time does
-    not run out.
+    Where one layer moved makes nothing better, two are moved. A start keeps its own recompute. The
+    same question has the same answer as long as the time does not run out.
     """
     deadline = time.monotonic() + time_limit_s
-    pairs = [(start.layers, start.recomputed or (0,) * len(start.layers)) for start in starts]
-    best, best_s = _fastest(simulator, pairs)
-    empty_ends = len(problem.forward_s) < len(best[0]) or min(best[0][0], best[0][-1]) == 0
-    seen = {layers for layers, _ in pairs}
-    while time.monotonic() < deadline:
-        stage_s = simulator.stage_s(np.array([best[0]]), np.array([best[1]]))[0].sum(axis=-1)
-        fresh = [one for one in _neighbours(best[0], stage_s, empty_ends) if one not in seen]
-        seen.update(fresh)
-        choices = [(one, least_recompute_of(problem, one, uniform)) for one in fresh]
-        fitting = [(one, again) for one, again in choices if again is not None]
-        if not fitting:
+    best, best_s = _fastest(
+        simulator,
+        [(start.layers, start.recomputed or (0,) * len(start.layers)) for start in starts],
+    )
+    empty_ends = min(best[0][0], best[0][-1]) == 0
+    seen = {best[0]} if best[1] == least_recompute_of(problem, best[0], uniform) else set()
+    moved = [best[0]]  # where the next layer is moved from
+    while moved and time.monotonic() < deadline:
+        fresh: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for layers in moved:
+            stage_s = simulator.step_stages_s(layers)
+            for one in _neighbours(layers, stage_s, empty_ends, simulator.most_at_once):
+                again = None if one in seen else least_recompute_of(problem, one, uniform)
+                seen.add(one)
+                if again is not None:
+                    fresh[one] = again
+            if len(fresh) >= simulator.most_at_once:
+                break
+        if not fresh:
             break
-        found, found_s = _fastest(simulator, fitting)
-        if found_s >= best_s * (1 - LEAST_GAIN):
-            break
-        best, best_s = found, found_s
+        found, found_s = _fastest(simulator, list(fresh.items()))
+        if found_s < best_s * (1 - LEAST_GAIN):
+            best, best_s, moved = found, found_s, [found[0]]
+        else:
+            few = len(fresh) < simulator.most_at_once
+            moved = list(fresh) if len(moved) == 1 and few else []
     return Split(*best)
 
 

@@ -55,6 +55,7 @@ class PartitionProblem:
     in_flight: FloatArray  # [S] or [moments, S]
     limit_bytes: FloatArray  # [stages]
     tail_s: float = 0.0
+    v_shaped: bool = False  # every other chunk goes from the last rank back to the first
 
     @property
     def bottleneck_weight(self) -> float:
@@ -69,7 +70,10 @@ class PartitionProblem:
     @property
     def rank(self) -> IntArray:
         """Rank of each virtual stage, ``[S]``."""
-        return np.arange(self.stages * self.chunks) % self.stages
+        ranks = np.tile(np.arange(self.stages), (self.chunks, 1))
+        if self.v_shaped:
+            ranks[1::2] = ranks[1::2, ::-1]
+        return ranks.ravel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +211,17 @@ def rank_bytes(
     problem: PartitionProblem, layers: tuple[int, ...], recompute: tuple[int, ...]
 ) -> FloatArray:
     """Return the bytes of each rank at its fullest moment, ``[stages]``."""
-    _, static, kept = _stage_totals(problem, layers, recompute)
-    own = (static + problem.moments * kept).reshape(-1, problem.chunks, problem.stages)
-    full: FloatArray = own.sum(axis=1).max(axis=0)
+    full: FloatArray = moment_bytes(problem, layers, recompute).max(axis=0)
     return full
+
+
+def moment_bytes(
+    problem: PartitionProblem, layers: tuple[int, ...], recompute: tuple[int, ...]
+) -> FloatArray:
+    """Return the bytes of each rank when it may be fullest, ``[moments, stages]``."""
+    _, static, kept = _stage_totals(problem, layers, recompute)
+    at_rank = problem.rank == np.arange(problem.stages)[:, None]
+    return np.asarray((static + problem.moments * kept) @ at_rank.T)
 
 
 def _stage_totals(
