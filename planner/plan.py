@@ -125,6 +125,29 @@ class PartitionRecord(BaseModel):
     equal_step_time_s: float = Field(description="Simulated step with equal stages.")
 
 
+class UpsetRecord(BaseModel):
+    """Another layout would win if one cause of the step took ``factor`` times as long."""
+
+    model_config = _FROZEN
+
+    cause: str
+    factor: float
+    label: str
+    slower: float = Field(description="How much slower it is as estimated, as a fraction.")
+    gain: float = Field(description="How much faster it would then be, as a fraction.")
+
+
+class StabilityRecord(BaseModel):
+    """Whether the answer would be another one if the model were wrong in one cause."""
+
+    model_config = _FROZEN
+
+    error: float = Field(description="Error tried, both ways, for one cause at a time.")
+    holds: bool
+    upsets: tuple[UpsetRecord, ...] = ()
+    settled_by: str = Field("", description="links or kernels: what to measure to settle it.")
+
+
 class Plan(BaseModel):
     """One executable answer."""
 
@@ -147,6 +170,10 @@ class Plan(BaseModel):
     lost: tuple[CandidateRecord, ...] = ()
     simulated: tuple[SimulatedRecord, ...] = Field(
         (), description="The fastest of the other layouts that were simulated."
+    )
+    stability: StabilityRecord | None = None
+    pareto: tuple[SimulatedRecord, ...] = Field(
+        (), description="Simulated layouts that no other beats in both step time and free memory."
     )
     command: str = Field("", description="The command that made this plan, where one did.")
 

@@ -11,15 +11,13 @@ DEGREES = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch")
 class Limits:
     """Locks on the search: ``fixed`` and ``most`` are (degree, number) pairs.
 
-    ``zero`` is a ZeRO stage; ``schedule`` a pipeline schedule's name. ``any_width`` admits groups
-    that do not tile the scale-up domains (``tiles``), which otherwise must be asked for by number.
+    ``zero`` is a ZeRO stage. Groups that do not tile the scale-up domains (``tiles``) are tried
+    only where the user fixes their degree.
     """
 
     fixed: tuple[tuple[str, int], ...] = ()
     most: tuple[tuple[str, int], ...] = ()
     zero: int | None = None
-    schedule: str = ""
-    any_width: bool = False
 
     def allows(self, name: str, size: int) -> bool:
         """Whether one degree may be ``size``."""
@@ -42,7 +40,7 @@ class Limits:
         words = [f"--{name.replace('_', '-')} {size}" for name, size in self.fixed]
         words += [f"--max-{name.replace('_', '-')} {size}" for name, size in self.most]
         words += [f"--zero {self.zero}"] if self.zero is not None else []
-        return " ".join(words + ([f"--schedule {self.schedule}"] if self.schedule else []))
+        return " ".join(words)
 
 
 def tiles(size: int, domain_gpus: int) -> bool:

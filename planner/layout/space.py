@@ -30,12 +30,12 @@ def _degrees(
     for tp in divisors(gpus):
         if model.heads % tp or model.ffn_hidden % tp or not limits.allows("tp", tp):
             continue
-        if domain % tp and not (limits.any_width or limits.names("tp")):
+        if domain % tp and not (limits.names("tp")):
             continue
         for cp in divisors(gpus // tp):
             if cp > 1 and (job.seq_len % (2 * cp) or job.seq_len // cp < MIN_CONTEXT_TOKENS):
                 continue
-            free = limits.any_width or limits.names("cp") or domain % tp > 0
+            free = limits.names("cp") or domain % tp > 0
             if not limits.allows("cp", cp) or not (free or tiles(tp * cp, domain)):
                 continue
             for pp in divisors(gpus // (tp * cp)):
@@ -53,7 +53,7 @@ def _experts(
     if model.moe is None:
         return [(1, 1)]
     pairs = []
-    free = limits.any_width or limits.names("ep") or domain % tp > 0
+    free = limits.names("ep") or domain % tp > 0
     for etp in sorted({1, tp}):
         for ep in divisors(model.moe.experts):
             if ranks % (ep * etp) or model.moe.ffn_hidden % etp:

@@ -1,5 +1,6 @@
 """The answer to "which layout": a plan, or what is missing and the cheapest ways to get it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,9 +18,9 @@ from planner.plan import (
     StageRecord,
 )
 from planner.schedule.kinds import schedule_name
-from planner.search.bound import lower_bounds_s
 from planner.search.families import family_bests, lost_families
 from planner.search.recommend import Options, Search, search
+from planner.search.stability import pareto_front, stability
 from planner.search.stages import Staged, improved
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, step_interval
@@ -65,15 +66,19 @@ def recommend(
     options: Options = Options(),
 ) -> Plan | NoFit:
     """Return the fastest plan that fits and the target can run, or what it would take."""
+    deadline = time.monotonic() + options.budget_s
     job = job.model_copy(update={"software": target.software})
     found = search(model, cluster, job, target, options)
     if not found.best:
         return _no_fit(model, cluster, job, target, options, found)
     prices = Prices(model, cluster, job)
-    bests = family_bests(prices, found, target, options)
+    bests = family_bests(prices, found, target, max(0.0, deadline - time.monotonic()))
     candidates = {step.layout: step for step in (*found.best, *bests.values())}  # budget cut short
     chosen = sorted(candidates.values(), key=lambda step: step.step_time_s)[: options.keep]
-    staged = [improved(prices, step, found.limit_bytes, target, ILP_SECONDS) for step in chosen]
+    staged = []
+    for rest, step in zip(range(len(chosen), 0, -1), chosen, strict=True):
+        share_s = min(ILP_SECONDS, max(0.0, deadline - time.monotonic()) / rest)
+        staged.append(improved(prices, step, found.limit_bytes, target, share_s))
     staged.sort(key=lambda one: one.step.step_time_s)
     return build_plan(prices, staged, found, lost_families(prices, found, staged[0].step, bests))
 
@@ -85,6 +90,7 @@ def build_plan(
     steps = [one.step for one in staged]
     best = steps[0]
     layout, job = best.layout, prices.job
+    every = (found.steps | {one.layout: one for one in steps}).values()
     return Plan(
         model=prices.model,
         cluster=prices.cluster,
@@ -99,24 +105,27 @@ def build_plan(
             fitting=len(found.fitting),
             simulated=found.simulated,
             gap=found.gap,
-            gap_any_stages=gap_any_stages(prices, found, best.step_time_s),
+            gap_any_stages=gap_any_stages(found, best.step_time_s),
             seconds=found.seconds,
         ),
         partition=_partition_record(staged[0]),
         alternatives=tuple(_candidate(step, best) for step in steps[1:]),
         lost=tuple(lost),
         simulated=_simulated(found, steps),
+        stability=stability(best, every),
+        pareto=tuple(pareto_front(every, prices.cluster.gpu.memory_bytes)),
     )
 
 
-def gap_any_stages(prices: Prices, found: Search, step_time_s: float) -> float:
+def gap_any_stages(found: Search, step_time_s: float) -> float:
     """Return how far below ``step_time_s`` any stages of any layout may be, as a fraction of it.
 
     A layout without a pipeline has no stages to choose: its simulated time is the least.
     """
-    open_ones = [one for one in found.fitting if one.pp > 1 or one not in found.steps]
-    bounds = lower_bounds_s(prices, open_ones)
-    return max(0.0, 1 - float(bounds.min(initial=step_time_s)) / step_time_s)
+    bounds = (
+        bound_s for one, bound_s in found.bounds_s.items() if one.pp > 1 or one not in found.steps
+    )
+    return max(0.0, 1 - min(bounds, default=step_time_s) / step_time_s)
 
 
 def _partition_record(staged: Staged) -> PartitionRecord | None:

@@ -35,7 +35,8 @@ class Options:
 class Search:
     """What a search found, covered and proved.
 
-    ``best`` is in rising step time, ``steps`` all that was simulated. ``needed_bytes`` is the
+    ``best`` is in rising step time, ``steps`` all that was simulated, ``bounds_s`` the lower bound
+    of each of ``fitting``. ``needed_bytes`` is the
     least device memory of each of ``layouts``; ``least`` is the layout that needs the least, its
     bytes in ``least_bytes``; ``gap`` is the proved distance of the first to the optimum over all
     fitting layouts with equal stages.
@@ -46,6 +47,7 @@ class Search:
     layouts: tuple[Layout, ...]
     needed_bytes: tuple[float, ...]
     fitting: tuple[Layout, ...]
+    bounds_s: dict[Layout, float]
     least: Layout | None
     least_bytes: float
     limit_bytes: float
@@ -75,17 +77,18 @@ def search(
     prices = Prices(model, cluster, job)
     best: list[StepEstimate] = []
     steps: dict[Layout, StepEstimate] = {}
-    gap = 0.0
+    gap, bounds_s = 0.0, {}
     if options.keep:
-        best, gap = best_first(
-            prices, fitting, limit, target, options.keep, options.budget_s, steps
-        )
+        bounds_s = dict(zip(fitting, lower_bounds_s(prices, fitting).tolist(), strict=True))
+        left_s = options.budget_s - (time.monotonic() - started)
+        best, gap = best_first(prices, bounds_s, limit, target, options.keep, left_s, steps)
     return Search(
         tuple(best),
         steps,
         tuple(found),
         tuple(needed),
         tuple(fitting),
+        bounds_s,
         None if least is None else found[least],
         0.0 if least is None else needed[least],
         limit,
@@ -97,27 +100,24 @@ def search(
 
 def best_first(
     prices: Prices,
-    fitting: list[Layout],
+    bounds_s: dict[Layout, float],
     limit: float,
     target: Target,
     keep: int,
     budget_s: float,
     steps: dict[Layout, StepEstimate],
 ) -> tuple[list[StepEstimate], float]:
-    """Simulate in rising order of the bound; return (best, proved gap of the first).
+    """Simulate the layouts of ``bounds_s`` in its rising order; return (best, proved gap).
 
     ``steps`` holds what was simulated already and receives what is simulated here.
     """
     deadline = time.monotonic() + budget_s
-    bounds = lower_bounds_s(prices, fitting)
     best: list[StepEstimate] = []
-    for index in bounds.argsort(kind="stable"):
-        bound = float(bounds[index])
+    for layout, bound in sorted(bounds_s.items(), key=lambda item: item[1]):
         if len(best) >= keep and bound > best[keep - 1].step_time_s:
             break
         if best and time.monotonic() > deadline:
             return best, max(0.0, 1 - bound / best[0].step_time_s)
-        layout = fitting[index]
         if layout not in steps:
             split = least_recompute(
                 prices.model, prices.job, layout, limit, target.uniform_recompute

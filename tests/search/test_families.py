@@ -58,7 +58,7 @@ def searched(name: str, budget_s: float = 60.0) -> tuple[Prices, Search, list[Ca
     options = Options(budget_s=budget_s)
     prices = Prices(model(spec), cluster(machines, nodes), question)
     found = search(prices.model, prices.cluster, question, target, options)
-    bests = family_bests(prices, found, target, options)
+    bests = family_bests(prices, found, target, options.budget_s)
     winner = min((*found.best, *bests.values()), key=lambda step: step.step_time_s)
     return prices, found, lost_families(prices, found, winner, bests)
 
@@ -159,7 +159,7 @@ def test_the_best_of_a_family_is_the_best_that_was_simulated_of_it(name: str) ->
 def test_naming_the_losers_leaves_the_search_as_it_was() -> None:
     prices, found, _ = searched("torch")
     before = dict(found.steps)
-    family_bests(prices, found, TARGETS["torch"], Options())
+    family_bests(prices, found, TARGETS["torch"], 60.0)
 
     assert found.steps == before
 

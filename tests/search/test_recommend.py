@@ -214,7 +214,7 @@ def test_best_first_uses_what_was_simulated_before() -> None:
     answer, target = found(question), TARGETS[question.target]
     prices = Prices(model(question.model), question.machines, question.job)
     steps = dict(answer.steps)
-    best, gap = best_first(prices, list(answer.fitting), answer.limit_bytes, target, 1, 60.0, steps)
+    best, gap = best_first(prices, answer.bounds_s, answer.limit_bytes, target, 1, 60.0, steps)
 
     assert (best[0].layout, gap) == (answer.best[0].layout, 0)
     assert steps.keys() == answer.steps.keys()
@@ -226,7 +226,13 @@ def test_a_layout_without_room_for_any_recompute_is_passed_over() -> None:
     prices = Prices(model(question.model), question.machines, question.job)
     steps: dict[Layout, StepEstimate] = {}
     best, gap = best_first(
-        prices, list(found(question).layouts), 1.0, TARGETS[question.target], 5, 60.0, steps
+        prices,
+        dict.fromkeys(found(question).layouts, 0.0),
+        1.0,
+        TARGETS[question.target],
+        5,
+        60.0,
+        steps,
     )
 
     assert (best, gap, steps) == ([], 0.0, {})
