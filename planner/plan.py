@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.stages import Split
+from planner.schedule.kinds import kind_of, stage_of
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
@@ -44,7 +45,7 @@ class StageRecord(BaseModel):
 
     model_config = _FROZEN
 
-    stage: int = Field(ge=0, description="Position in the pipeline; rank is stage % pp.")
+    stage: int = Field(ge=0, description="Position in the pipeline (stages_of_rank).")
     first_layer: int = Field(ge=0)
     layers: int = Field(ge=0)
     recompute_layers: int = Field(0, ge=0, description="Of these, recomputed in full, from first.")
@@ -187,6 +188,12 @@ class Plan(BaseModel):
             recompute=Recompute(record.recompute),
             schedule="" if self.schedule in ("1f1b", "interleaved_1f1b") else self.schedule,
         )
+
+    def stages_of_rank(self, rank: int) -> tuple[StageRecord, ...]:
+        """Return the stages that a pipeline rank holds, in order of its chunks."""
+        chunks = self.layout.vpp * kind_of(self.schedule).pipelines
+        table = stage_of(self.schedule, self.layout.pp, chunks)
+        return tuple(self.stages[stage % len(self.stages)] for stage in table[:, rank])
 
     def to_split(self) -> Split:
         """Return the layers of each stage, and those recomputed in full."""

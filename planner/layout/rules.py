@@ -74,7 +74,7 @@ def _pipeline_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[s
         if layout.pp == 1:
             problems.append(f"vpp={layout.vpp} needs pp > 1")
         micro_batches = layout.micro_batches(job.global_batch)
-        if micro_batches % layout.pp:
+        if micro_batches % layout.pp and not layout.schedule:
             problems.append(
                 f"vpp > 1 needs the {micro_batches} micro-batches to be a multiple of "
                 f"pp={layout.pp} (Megatron-LM, interleaved schedule)"

@@ -120,11 +120,13 @@ def layouts(
     job: JobSpec,
     target_problems: Problems | None = None,
     limits: Limits = Limits(),
+    schedules: tuple[str, ...] = (),
 ) -> list[Layout]:
     """Return every layout that is legal on all GPUs of ``cluster`` and executable by the target.
 
     Full recompute is not among them: ``memory.fit`` adds as much of it as a layout needs.
-    ``limits`` are the user's locks.
+    ``limits`` are the user's locks; ``schedules`` those with two chunks per rank that the target
+    runs besides 1F1B and interleaved 1F1B.
     """
     found, domain = [], cluster.domain_gpus
     for tp, cp, pp, dp in _degrees(model, job, cluster, limits):
@@ -138,9 +140,11 @@ def layouts(
             _recomputes(job),
         ):
             count = job.global_batch // (dp * micro_batch)
-            for vpp in _chunks(model, pp, count):
+            orders = [("", vpp) for vpp in _chunks(model, pp, count)]
+            orders += [(name, 2) for name in schedules if 1 < pp <= model.layers // 2]
+            for schedule, vpp in orders:
                 layout = Layout(
-                    tp, cp, pp, vpp, dp, ep, etp, micro_batch, tp > 1, shard, recompute
+                    tp, cp, pp, vpp, dp, ep, etp, micro_batch, tp > 1, shard, recompute, schedule
                 )  # fmt: skip
                 if not limits.allows_layout(layout) or layout_problems(model, cluster, job, layout):
                     continue

@@ -114,8 +114,7 @@ def _stage_table(plan: Plan) -> Table:
         ("memory GiB", "right"),
         ("also holds", "left"),
     )
-    pp = plan.layout.pp
-    ranks = [plan.stages[rank::pp] for rank in range(pp)]
+    ranks = [plan.stages_of_rank(rank) for rank in range(plan.layout.pp)]
     groups = [list(group) for _, group in groupby(enumerate(ranks), lambda one: _alike(one[1]))]
     for group in groups[:MOST_STAGES]:
         (first, stages), (last, last_stages) = group[0], group[-1]

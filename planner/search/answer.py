@@ -17,7 +17,7 @@ from planner.plan import (
     SimulatedRecord,
     StageRecord,
 )
-from planner.schedule.kinds import schedule_name
+from planner.schedule.kinds import rank_of, schedule_name
 from planner.search.families import family_bests, lost_families
 from planner.search.recommend import Options, Search, search
 from planner.search.stability import pareto_front, stability
@@ -186,6 +186,7 @@ def _stage_records(prices: Prices, step: StepEstimate) -> tuple[StageRecord, ...
     again = split.recomputed or tuple(
         count if layout.recompute is Recompute.FULL else 0 for count in split.layers
     )
+    ranks = rank_of(schedule_name(layout), layout.pp, layout.vpp)
     records, first = [], 0
     last = len(split.layers) - 1
     for stage, (count, recomputed) in enumerate(zip(split.layers, again, strict=True)):
@@ -197,7 +198,7 @@ def _stage_records(prices: Prices, step: StepEstimate) -> tuple[StageRecord, ...
                 recompute_layers=recomputed,
                 embedding=stage == 0,
                 head=stage == last,
-                memory_bytes=sizes[stage % layout.pp],
+                memory_bytes=sizes[ranks[stage]],
             )
         )
         first += count

@@ -33,7 +33,9 @@ def family(layout: Layout, cluster: ClusterSpec) -> str:
         parts.append("context parallel")
     if layout.ep > 1:
         parts.append("expert parallel")
-    if layout.vpp > 1:
+    if layout.schedule:
+        parts.append("zero-bubble pipeline")
+    elif layout.vpp > 1:
         parts.append("interleaved pipeline")
     elif layout.pp > 1:
         parts.append("pipeline")

@@ -70,7 +70,7 @@ def search(
     """Return the fastest layouts that fit. Each recomputes only as many layers as it must."""
     started = time.monotonic()
     limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
-    found = legal_layouts(model, cluster, job, target.problems, options.limits)
+    found = legal_layouts(model, cluster, job, target.problems, options.limits, target.schedules)
     needed = [peak_memory(model, job, _frugal(layout)).device for layout in found]
     fitting = [layout for layout, size in zip(found, needed, strict=True) if size <= limit]
     least = min(range(len(found)), key=needed.__getitem__, default=None)
