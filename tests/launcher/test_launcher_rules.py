@@ -80,10 +80,10 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("L22", {"pp": 1, "shard_gradients": 2}, "shard_gradients=2 must be 1 or shard_optimizer=4"),
     ("L23", {"pp": 1, "shard_weights": 2}, "shard_weights=2 needs shard_gradients"),
     ("L24", {"shard_gradients": 4}, "pp=2 with shard_weights=1, shard_gradients=4"),
-    ("L31", {"schedule": "zb_v", "vpp": 3}, "schedule zb_v has two chunks per rank, not 3"),
-    ("L32", {"schedule": "dualpipe_v", "vpp": 2}, "schedule dualpipe_v with tp=2 is not executed"),
+    ("L32", {"schedule": "zb_v", "vpp": 3}, "schedule zb_v has two chunks per rank, not 3"),
+    ("L33", {"schedule": "dualpipe_v", "vpp": 2}, "schedule dualpipe_v with tp=2 is not executed"),
     (
-        "L33",
+        "L34",
         {"schedule": "dualpipe_v", "vpp": 2, "tp": 1, "pp": 8, "layers": 16},
         "schedule dualpipe_v needs 16 micro-batches for pp=8, not 4; try zb_v",
     ),
