@@ -20,6 +20,7 @@ from planner.report.words import (
     peak_name,
     percent,
     recomputed,
+    schedule_words,
     seconds,
 )
 from planner.search.answer import NoFit
@@ -62,7 +63,7 @@ def answer_line(plan: Plan) -> str:
     """Return the answer in one sentence."""
     estimate = plan.estimate
     return (
-        f"Fastest: {layout_words(plan.layout)}, {recomputed(plan)}: "
+        f"Fastest: {layout_words(plan.layout)}{schedule_words(plan)}, {recomputed(plan)}: "
         f"{seconds(estimate.step_time_s)} per step "
         f"({interval(estimate.step_time_low_s, estimate.step_time_high_s)}), "
         f"{estimate.tokens_per_s_per_gpu:,.0f} tokens/s per GPU, "
