@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from planner.layout.layout import Layout, Offload, Recompute, Shard
 from planner.layout.stages import Split
+from planner.schedule.kinds import kind_of, stage_of
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
@@ -48,7 +49,7 @@ class StageRecord(BaseModel):
 
     model_config = _FROZEN
 
-    stage: int = Field(ge=0, description="Position in the pipeline; rank is stage % pp.")
+    stage: int = Field(ge=0, description="Position in the pipeline (stages_of_rank).")
     first_layer: int = Field(ge=0)
     layers: int = Field(ge=0)
     recompute_layers: int = Field(0, ge=0, description="Of these, recomputed in full, from first.")
@@ -106,6 +107,11 @@ class SearchRecord(BaseModel):
         description="Proved distance to the fastest fitting layout with equal stages, as a "
         "fraction; unequal stages are tried on the best layouts only."
     )
+    gap_any_stages: float = Field(
+        0.0,
+        description="The same over all stages and recompute: a weaker bound, mostly for what "
+        "memory forces to be recomputed.",
+    )
     seconds: float
 
 
@@ -138,6 +144,44 @@ class PlacementRecord(BaseModel):
     slow_links: tuple[SlowLinkRecord, ...] = ()
 
 
+class PartitionRecord(BaseModel):
+    """How the layers came to their stages."""
+
+    model_config = _FROZEN
+
+    solver: str = Field(
+        description="dynamic programme, HiGHS (integer programme) or equal; with '+ climb' where "
+        "moving layers under the simulator found better."
+    )
+    status: str = Field(description="``optimal``, ``time limit`` or ``not solved``.")
+    objective_s: float = Field(description="What the solver minimised, for its own answer.")
+    bound_s: float = Field(description="Proved: no stages have a smaller objective.")
+    equal_step_time_s: float = Field(description="Simulated step with equal stages.")
+
+
+class UpsetRecord(BaseModel):
+    """Another layout would win if one cause of the step took ``factor`` times as long."""
+
+    model_config = _FROZEN
+
+    cause: str
+    factor: float
+    label: str
+    slower: float = Field(description="How much slower it is as estimated, as a fraction.")
+    gain: float = Field(description="How much faster it would then be, as a fraction.")
+
+
+class StabilityRecord(BaseModel):
+    """Whether the answer would be another one if the model were wrong in one cause."""
+
+    model_config = _FROZEN
+
+    error: float = Field(description="Error tried, both ways, for one cause at a time.")
+    holds: bool
+    upsets: tuple[UpsetRecord, ...] = ()
+    settled_by: str = Field("", description="links or kernels: what to measure to settle it.")
+
+
 class Plan(BaseModel):
     """One executable answer."""
 
@@ -162,10 +206,15 @@ class Plan(BaseModel):
     node_choices: tuple[CandidateRecord, ...] = Field(
         (), description="Of a mixed cluster: each choice of kinds of nodes, the plan's first."
     )
+    partition: PartitionRecord | None = None
     alternatives: tuple[CandidateRecord, ...] = ()
     lost: tuple[CandidateRecord, ...] = ()
     simulated: tuple[SimulatedRecord, ...] = Field(
         (), description="The fastest of the other layouts that were simulated."
+    )
+    stability: StabilityRecord | None = None
+    pareto: tuple[SimulatedRecord, ...] = Field(
+        (), description="Simulated layouts that no other beats in both step time and free memory."
     )
     command: str = Field("", description="The command that made this plan, where one did.")
 
@@ -180,6 +229,12 @@ class Plan(BaseModel):
             offload=Offload(record.offload_fraction, record.offload_target),
             schedule="" if self.schedule in ("1f1b", "interleaved_1f1b") else self.schedule,
         )
+
+    def stages_of_rank(self, rank: int) -> tuple[StageRecord, ...]:
+        """Return the stages that a pipeline rank holds, in order of its chunks."""
+        chunks = self.layout.vpp * kind_of(self.schedule).pipelines
+        table = stage_of(self.schedule, self.layout.pp, chunks)
+        return tuple(self.stages[stage % len(self.stages)] for stage in table[:, rank])
 
     def to_split(self) -> Split:
         """Return the layers of each stage, and those recomputed in full."""

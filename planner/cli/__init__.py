@@ -20,6 +20,7 @@ from planner.cli import (
     explain_speed,
     export,
     profile,
+    questions,
     recommend,
     report,
     simulate,
@@ -56,6 +57,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("recommend")(recommend.recommend)
+app.command("replan")(questions.replan)
+app.command("min-gpus")(questions.min_gpus)
+app.command("max-seq")(questions.max_seq)
 app.command("check")(check.check)
 check.explain.command("speed")(explain_speed.explain_speed)
 app.add_typer(check.explain, name="explain")

@@ -5,15 +5,18 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from planner.cli.locks import with_locks
 from planner.cli.output import check_free, note, option, repeated, save, show, working
 
 if TYPE_CHECKING:
+    from planner.layout.limits import Limits
     from planner.search.answer import NoFit
     from planner.spec.cluster import ClusterSpec
 
 NO = 1
 
 
+@with_locks
 def recommend(
     ctx: typer.Context,
     model: Annotated[
@@ -66,6 +69,8 @@ def recommend(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    *,
+    limits: "Limits",
 ) -> None:
     """Recommend the fastest layout that fits, and say why."""
     from planner.cli.request import (
@@ -88,6 +93,7 @@ def recommend(
         keep_free=option("--keep-free", share, keep_free),
         budget_s=option("--budget", parse_seconds, budget),
         offload=offload,
+        limits=limits,
     )
     check_free(output, force)
     spec = load_model(model)
@@ -100,7 +106,7 @@ def recommend(
         found = answer(spec, machines, job, runner, options)
     if isinstance(found, NoFit):
         if not found.needed_bytes:
-            raise no_layout_error(spec, machines, job, runner)
+            raise no_layout_error(spec, machines, job, runner, limits)
         _say_no(found, machines, as_json, output)
     found = found.model_copy(update={"command": repeated(ctx)})
     if output is not None:

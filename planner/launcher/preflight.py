@@ -1,7 +1,7 @@
 """Every check that must pass before the first collective: a late one aborts or hangs, silently."""
 
 from .plan_file import LayoutConfig, PlanFile, StageConfig
-from .rules import Facts, broken_rules
+from .rules import V_SHAPED, Facts, broken_rules
 
 
 def facts(plan: PlanFile) -> Facts:
@@ -40,6 +40,7 @@ def facts(plan: PlanFile) -> Facts:
         shard_weights=layout.shard_weights,
         shard_gradients=layout.shard_gradients,
         shard_optimizer=layout.shard_optimizer,
+        schedule=plan.schedule,
     )
 
 
@@ -114,7 +115,7 @@ def plan_problems(plan: PlanFile) -> list[str]:
     if sorted(plan.rank_map) != list(range(ranks)):
         found.append(f"rank_map: {list(plan.rank_map)} is no order of the ranks 0 to {ranks - 1}")
     expected = "interleaved_1f1b" if plan.layout.vpp > 1 else "1f1b"
-    if plan.schedule != expected:
+    if plan.schedule not in (expected, *V_SHAPED):
         found.append(f"schedule: {plan.schedule!r} is not executed with vpp={plan.layout.vpp}; "
                      f"try {expected!r}")  # fmt: skip
     return found

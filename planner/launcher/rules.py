@@ -48,6 +48,7 @@ class Facts:
     shard_weights: int
     shard_gradients: int
     shard_optimizer: int
+    schedule: str = ""  # empty: 1F1B, interleaved where vpp > 1
 
     @property
     def micro_batches(self) -> int:
@@ -167,6 +168,7 @@ def _shard_pp(f: Facts) -> str:
     )
 
 
+V_SHAPED = ("zb_v", "dualpipe_v")  # two chunks per rank, split backward passes
 _NEVER = "not executed by this version of the launcher"
 _PIPELINING = "torch/distributed/pipelining/schedules.py"
 _TENSOR = "torch/distributed/tensor/parallel/style.py"
@@ -266,7 +268,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "L18", f"{_PIPELINING}: ScheduleInterleaved1F1B",
-        lambda f: f.vpp > 1 and not _interleaved(f.micro_batches, f.pp),
+        lambda f: f.vpp > 1
+        and f.schedule not in V_SHAPED
+        and not _interleaved(f.micro_batches, f.pp),
         _rounds,
     ),
     Rule(
@@ -339,6 +343,22 @@ RULES: tuple[Rule, ...] = (
         lambda f: f.attention_sinks or f.expert_bias,
         lambda f: f"attention_sinks={f.attention_sinks}, expert_bias={f.expert_bias}: attention "
         f"sinks and biases of experts are {_NEVER}; try false",
+    ),
+    Rule(
+        "L32", f"{_PIPELINING}: ScheduleZBVZeroBubble, ScheduleDualPipeV",
+        lambda f: f.schedule in V_SHAPED and f.vpp != 2,
+        lambda f: f"schedule {f.schedule} has two chunks per rank, not {f.vpp}; try vpp 2",
+    ),
+    Rule(
+        "L33", f"{_PIPELINING}: ScheduleDualPipeV; stops over DTensor, seen with torch 2.13",
+        lambda f: f.schedule == "dualpipe_v" and f.tp > 1,
+        lambda f: f"schedule dualpipe_v with tp={f.tp} is {_NEVER}; try zb_v or tp 1",
+    ),
+    Rule(
+        "L34", f"{_PIPELINING}: ScheduleDualPipeV",
+        lambda f: f.schedule == "dualpipe_v" and f.micro_batches < 2 * f.pp,
+        lambda f: f"schedule dualpipe_v needs {2 * f.pp} micro-batches for pp={f.pp}, "
+        f"not {f.micro_batches}; try zb_v",
     ),
 )  # fmt: skip
 

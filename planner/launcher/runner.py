@@ -7,14 +7,34 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterleaved1F1B
+from torch.distributed.pipelining.schedules import (
+    Schedule1F1B,
+    ScheduleDualPipeV,
+    ScheduleInterleaved1F1B,
+    ScheduleZBVZeroBubble,
+)
 
 from .mesh import Grid
 from .model import Decoder
 from .parallel import synchronise
 from .plan_file import PlanFile
 
+Schedule = Schedule1F1B | ScheduleInterleaved1F1B | ScheduleZBVZeroBubble | ScheduleDualPipeV
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+V_SHAPED: dict[str, type[ScheduleZBVZeroBubble] | type[ScheduleDualPipeV]] = {
+    "zb_v": ScheduleZBVZeroBubble,
+    "dualpipe_v": ScheduleDualPipeV,
+}
+
+
+def stages_of_rank(plan: PlanFile, rank: int) -> list[int]:
+    """Return the stages of a pipeline rank: round and round, or in a V down and back."""
+    count, pp = len(plan.stages), plan.layout.pp
+    if plan.schedule in V_SHAPED:
+        return [rank, count - 1 - rank]
+    return list(range(rank, count, pp))
 
 
 class Runner(Protocol):
@@ -74,12 +94,12 @@ class Pipeline:
             for number, module in stages.items()
         ]
         # both average the gradients over the micro-batches
+        self.schedule: Schedule
         if plan.layout.vpp == 1:
-            self.schedule: Schedule1F1B | ScheduleInterleaved1F1B = Schedule1F1B(
-                wrapped[0], plan.micro_batches, loss_fn=loss
-            )
+            self.schedule = Schedule1F1B(wrapped[0], plan.micro_batches, loss_fn=loss)
         else:
-            self.schedule = ScheduleInterleaved1F1B(list(wrapped), plan.micro_batches, loss_fn=loss)
+            made = V_SHAPED.get(plan.schedule, ScheduleInterleaved1F1B)
+            self.schedule = made(list(wrapped), plan.micro_batches, loss_fn=loss)
 
     def step(self, tokens: Tensor, targets: Tensor) -> Tensor | None:
         """Run the schedule; the first stage reads ``tokens``, the last one ``targets``."""

@@ -34,7 +34,11 @@ class TiedCopies:
 
     def add_gradients(self) -> None:
         """Sum the two gradients; ranks that hold neither copy have nothing to do."""
-        for parameter in (self._copy("embedding"), self.head):
-            if parameter is not None:
-                assert isinstance(parameter.grad, DTensor)
-                dist.all_reduce(parameter.grad.to_local(), group=self.group)
+        copies = [one for one in (self._copy("embedding"), self.head) if one is not None]
+        gradients = [one.grad.to_local() for one in copies if isinstance(one.grad, DTensor)]
+        assert len(gradients) == len(copies)
+        if len(gradients) == 2:  # a V ends on the rank where it begins
+            gradients[0].add_(gradients[1])
+            gradients[1].copy_(gradients[0])
+        elif gradients:
+            dist.all_reduce(gradients[0], group=self.group)

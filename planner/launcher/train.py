@@ -18,7 +18,7 @@ from .optimizer import build_optimizer, clip_gradients, gradient_norm
 from .parallel import expert_parameters, scale_expert_gradients, shard_data, split_experts
 from .places import place_for
 from .plan_file import PlanFile
-from .runner import Loop, Loss, Pipeline, Runner
+from .runner import Loop, Loss, Pipeline, Runner, stages_of_rank
 from .tensor_parallel import split_tensors
 from .tied import TiedCopies
 from .weights import initialise
@@ -64,7 +64,7 @@ class Skeleton:
 def build_skeleton(plan: PlanFile, options: Options, device: torch.device) -> Skeleton:
     """Make every process group and every stage, on the meta device. Collective."""
     grid = build_grid(plan, device)
-    numbers = range(grid.pp_rank, len(plan.stages), grid.pp)
+    numbers = stages_of_rank(plan, grid.pp_rank)
     stages = {n: build_stage(plan, n, grid, options) for n in numbers}
     tied = plan.model.tied_embeddings and plan.layout.pp > 1
     return Skeleton(grid, stages, TiedCopies(grid, list(stages.values())) if tied else None)

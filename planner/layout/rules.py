@@ -67,14 +67,14 @@ def _shard_problems(layout: Layout) -> list[str]:
 def _pipeline_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
     problems = []
     chunks = layout.pp * layout.vpp
-    if chunks > model.layers:
+    # embedding and head may have a chunk of their own (Llama 3 405B: 126 layers in 128 chunks)
+    if chunks > model.layers and (chunks != model.layers + 2 or layout.vpp == 1):
         problems.append(f"pp*vpp={chunks} stages are more than layers={model.layers}")
     if layout.vpp > 1:
         if layout.pp == 1:
             problems.append(f"vpp={layout.vpp} needs pp > 1")
-        problems += _divides("layers", model.layers, "pp*vpp", chunks)
         micro_batches = layout.micro_batches(job.global_batch)
-        if micro_batches % layout.pp:
+        if micro_batches % layout.pp and not layout.schedule:
             problems.append(
                 f"vpp > 1 needs the {micro_batches} micro-batches to be a multiple of "
                 f"pp={layout.pp} (Megatron-LM, interleaved schedule)"

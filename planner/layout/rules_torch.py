@@ -48,5 +48,6 @@ def torch_target_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> lis
         shard_weights=shard.weights,
         shard_gradients=shard.gradients,
         shard_optimizer=shard.optimizer,
+        schedule=layout.schedule,
     )
     return broken_rules(facts)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from planner.errors import LayoutError
 from planner.layout.layout import Layout
+from planner.layout.limits import Limits
 from planner.layout.rules import divisors
 from planner.layout.space import layouts
 from planner.search.targets import Target
@@ -15,7 +16,11 @@ MOST_TRIED = 12  # batches; each try lists all layouts of one
 
 
 def no_layout_error(
-    model: ModelSpec, cluster: ClusterSpec, job: JobSpec, target: Target
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    job: JobSpec,
+    target: Target,
+    limits: Limits = Limits(),
 ) -> LayoutError:
     """Return the complaint about a job without a legal layout: what is wrong and what is right."""
     job = job.model_copy(update={"software": target.software})
@@ -23,6 +28,9 @@ def no_layout_error(
     if kind:  # wrong on one GPU already, so with the kind of job and not with its layout
         said = f"--target: {target.name} cannot run this job"
         return LayoutError(f"{said}: {why}; or leave the target to auto" for why in kind)
+    if limits != Limits() and layouts(model, cluster, job, target.problems):
+        return LayoutError(f"{limits.said()}: no legal layout of {cluster.gpus} GPUs obeys them; "
+                           "leave one out")  # fmt: skip
     asked = f"{job.global_batch} sequences divide over no layout of {cluster.gpus} GPUs"
     for batch in _near_batches(job.global_batch, cluster.gpus):
         other = job.model_copy(update={"global_batch": batch})

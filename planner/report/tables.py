@@ -23,6 +23,7 @@ from planner.report.words import (
     peak_name,
     percent,
     recomputed,
+    schedule_words,
     seconds,
 )
 from planner.search.answer import NoFit
@@ -72,7 +73,7 @@ def answer_line(plan: Plan) -> str:
     """Return the answer in one sentence."""
     estimate = plan.estimate
     return (
-        f"Fastest: {layout_words(plan.layout)}, {recomputed(plan)}: "
+        f"Fastest: {layout_words(plan.layout)}{schedule_words(plan)}, {recomputed(plan)}: "
         f"{seconds(estimate.step_time_s)} per step "
         f"({interval(estimate.step_time_low_s, estimate.step_time_high_s)}), "
         f"{estimate.tokens_per_s_per_gpu:,.0f} tokens/s per GPU, "
@@ -133,7 +134,7 @@ def _stage_table(plan: Plan) -> Table:
         ("also holds", "left"),
         *mixed,
     )
-    ranks = [plan.stages[rank::pp] for rank in range(pp)]
+    ranks = [plan.stages_of_rank(rank) for rank in range(plan.layout.pp)]
     alike = groupby(enumerate(ranks), lambda one: (kinds[one[0]], _alike(one[1])))
     groups = [list(group) for _, group in alike]
     for group in groups[:MOST_STAGES]:

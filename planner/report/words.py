@@ -61,6 +61,12 @@ def layout_words(layout: LayoutRecord) -> str:
     return ", ".join(parts)
 
 
+def schedule_words(plan: Plan) -> str:
+    """Return the schedule where it is neither 1F1B nor interleaved 1F1B, after a comma."""
+    usual = plan.layout.pp == 1 or plan.schedule in ("1f1b", "interleaved_1f1b")
+    return "" if usual else f", schedule {plan.schedule}"
+
+
 def recomputed(plan: Plan) -> str:
     """Return how much of the forward pass runs twice."""
     layers = sum(stage.layers for stage in plan.stages)

@@ -1,5 +1,6 @@
 """The answer to "which layout": a plan, or what is missing and the cheapest ways to get it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from planner.plan import (
     CandidateRecord,
     EstimateRecord,
     LayoutRecord,
+    PartitionRecord,
     PlacementRecord,
     Plan,
     SearchRecord,
@@ -17,11 +19,12 @@ from planner.plan import (
     SlowLinkRecord,
     StageRecord,
 )
-from planner.schedule.kinds import schedule_name
+from planner.schedule.kinds import rank_of, schedule_name
 from planner.search.families import family_bests, lost_families
 from planner.search.placed import placed, proved_gap
 from planner.search.recommend import Options, Search, search
-from planner.search.stages import improved
+from planner.search.stability import pareto_front, stability
+from planner.search.stages import Staged, improved
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, step_interval
 from planner.spec.cluster import ClusterSpec
@@ -71,30 +74,36 @@ def recommend(
         from planner.search.mixed import recommend_mixed  # which asks this for each kind of node
 
         return recommend_mixed(model, cluster, job, target, options)
+    deadline = time.monotonic() + options.budget_s
     job = job.model_copy(update={"software": target.software})
     even = healthy(cluster)
     found = search(model, even, job, target, options)
     if not found.best:
         return _no_fit(model, even, job, target, options, found)
     prices = Prices(model, even, job)
-    bests = family_bests(prices, found, target, options)
+    bests = family_bests(
+        prices, found, target, max(0.0, deadline - time.monotonic()), options.offload
+    )
     candidates = {step.layout: step for step in (*found.best, *bests.values())}  # budget cut short
     chosen = sorted(candidates.values(), key=lambda step: step.step_time_s)[: options.keep]
-    steps = [improved(prices, step, found.limit_bytes, target, ILP_SECONDS)[0] for step in chosen]
-    steps.sort(key=lambda step: step.step_time_s)
-    lost = lost_families(prices, found, steps[0], bests)
+    staged = []
+    for rest, step in zip(range(len(chosen), 0, -1), chosen, strict=True):
+        share_s = min(ILP_SECONDS, max(0.0, deadline - time.monotonic()) / rest)
+        staged.append(improved(prices, step, found.limit_bytes, target, share_s))
+    staged.sort(key=lambda one: one.step.step_time_s)
+    lost = lost_families(prices, found, staged[0].step, bests)
     if cluster.node_links is not None:
-        return _placed_plan(Prices(model, cluster, job), steps, found, lost)
-    return build_plan(prices, steps, found, lost)
+        return _placed_plan(Prices(model, cluster, job), staged, found, lost)
+    return build_plan(prices, staged, found, lost)
 
 
 def _placed_plan(
-    prices: Prices, steps: list[StepEstimate], found: Search, lost: list[CandidateRecord]
+    prices: Prices, staged: list[Staged], found: Search, lost: list[CandidateRecord]
 ) -> Plan:
-    """Place each of ``steps`` on the measured links; the fastest there is the plan."""
-    on_links = [placed(prices, step) for step in steps]
-    on_links.sort(key=lambda one: one.step.step_time_s)
-    best = on_links[0]
+    """Place each of ``staged`` on the measured links; the fastest there is the plan."""
+    on_links = [(placed(prices, one.step), one) for one in staged]
+    on_links.sort(key=lambda pair: pair[0].step.step_time_s)
+    best = on_links[0][0]
     gap = proved_gap(found.gap, found.best[0].step_time_s, best.step.step_time_s)
     record = PlacementRecord(
         communication_s=best.communication_s,
@@ -105,16 +114,19 @@ def _placed_plan(
         unused=best.unused,
         slow_links=tuple(SlowLinkRecord(**link._asdict()) for link in best.avoided),
     )
-    plan = build_plan(best.prices, [one.step for one in on_links], replace(found, gap=gap), lost)
+    there = [replace(one, step=on.step) for on, one in on_links]
+    plan = build_plan(best.prices, there, replace(found, gap=gap), lost)
     return plan.model_copy(update={"placement": record})
 
 
 def build_plan(
-    prices: Prices, steps: list[StepEstimate], found: Search, lost: list[CandidateRecord]
+    prices: Prices, staged: list[Staged], found: Search, lost: list[CandidateRecord]
 ) -> Plan:
-    """Write the first of ``steps`` out as a plan; the others become its alternatives."""
+    """Write the first of ``staged`` out as a plan; the others become its alternatives."""
+    steps = [one.step for one in staged]
     best = steps[0]
     layout, job = best.layout, prices.job
+    every = (found.steps | {one.layout: one for one in steps}).values()
     return Plan(
         model=prices.model,
         cluster=prices.cluster,
@@ -130,11 +142,44 @@ def build_plan(
             fitting=len(found.fitting),
             simulated=found.simulated,
             gap=found.gap,
+            gap_any_stages=gap_any_stages(found, best.step_time_s),
             seconds=found.seconds,
         ),
+        partition=_partition_record(staged[0]),
         alternatives=tuple(_candidate(step, best) for step in steps[1:]),
         lost=tuple(lost),
         simulated=_simulated(found, steps),
+        stability=stability(best, every),
+        pareto=tuple(pareto_front(every, prices.cluster.gpu.memory_bytes)),
+    )
+
+
+def gap_any_stages(found: Search, step_time_s: float) -> float:
+    """Return how far below ``step_time_s`` any stages of any layout may be, as a fraction of it.
+
+    A layout without a pipeline has no stages to choose: its simulated time is the least.
+    """
+    bounds = (
+        bound_s for one, bound_s in found.bounds_s.items() if one.pp > 1 or one not in found.steps
+    )
+    return max(0.0, 1 - min(bounds, default=step_time_s) / step_time_s)
+
+
+def _partition_record(staged: Staged) -> PartitionRecord | None:
+    if staged.step.layout.pp == 1:
+        return None
+    found, step_time_s = staged.found, staged.equal.step_time_s
+    if found is None or not found.layers:
+        return PartitionRecord(
+            solver=staged.solver, status="not solved", objective_s=step_time_s, bound_s=0.0,
+            equal_step_time_s=step_time_s,
+        )  # fmt: skip
+    return PartitionRecord(
+        solver=staged.solver,
+        status=found.status,
+        objective_s=found.objective_s,
+        bound_s=found.objective_s * (1 - found.gap),
+        equal_step_time_s=step_time_s,
     )
 
 
@@ -180,6 +225,7 @@ def _stage_records(prices: Prices, step: StepEstimate) -> tuple[StageRecord, ...
     again = split.recomputed or tuple(
         count if layout.recompute is Recompute.FULL else 0 for count in split.layers
     )
+    ranks = rank_of(schedule_name(layout), layout.pp, layout.vpp)
     records, first = [], 0
     last = len(split.layers) - 1
     for stage, (count, recomputed) in enumerate(zip(split.layers, again, strict=True)):
@@ -191,7 +237,7 @@ def _stage_records(prices: Prices, step: StepEstimate) -> tuple[StageRecord, ...
                 recompute_layers=recomputed,
                 embedding=stage == 0,
                 head=stage == last,
-                memory_bytes=sizes[stage % layout.pp],
+                memory_bytes=sizes[ranks[stage]],
             )
         )
         first += count

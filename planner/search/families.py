@@ -3,7 +3,7 @@
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.plan import CandidateRecord
-from planner.search.recommend import Options, Search, best_first
+from planner.search.recommend import Search, best_first
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate
 from planner.spec.cluster import ClusterSpec
@@ -34,7 +34,9 @@ def family(layout: Layout, cluster: ClusterSpec) -> str:
         parts.append("context parallel")
     if layout.ep > 1:
         parts.append("expert parallel")
-    if layout.vpp > 1:
+    if layout.schedule:
+        parts.append("zero-bubble pipeline")
+    elif layout.vpp > 1:
         parts.append("interleaved pipeline")
     elif layout.pp > 1:
         parts.append("pipeline")
@@ -54,18 +56,18 @@ def _slower_because(loser: StepEstimate, winner: StepEstimate) -> str:
 
 
 def family_bests(
-    prices: Prices, found: Search, target: Target, options: Options
+    prices: Prices, found: Search, target: Target, budget_s: float, offload: bool = True
 ) -> dict[str, StepEstimate]:
-    """Return the fastest fitting layout of every family; all of them share one budget."""
-    fitting: dict[str, list[Layout]] = {}
-    for layout in found.fitting:
-        fitting.setdefault(family(layout, prices.cluster), []).append(layout)
+    """Return the fastest fitting layout of every family; all of them share ``budget_s``."""
+    fitting: dict[str, dict[Layout, float]] = {}
+    for layout, bound_s in found.bounds_s.items():
+        fitting.setdefault(family(layout, prices.cluster), {})[layout] = bound_s
     bests, steps = {}, dict(found.steps)
-    share = options.budget_s / max(1, len(fitting))
+    share = budget_s / max(1, len(fitting))
     for kind, members in fitting.items():
         best, _ = best_first(
             prices, members, found.limit_bytes, target, 1, share, steps,
-            options.offload and target.offloads,
+            offload and target.offloads,
         )  # fmt: skip
         if best:
             bests[kind] = best[0]

@@ -117,13 +117,16 @@ def _priced_columns(
     through, alone = through[stage, first, end], seconds[stage, first, end]
     if not len(stage):  # some stage fits nothing
         return _expanded(problem, stage, first, end, recompute), np.inf
-    # the other chunks of the rank take at least their smallest run of layers
+    # the other chunks of the rank take at least their smallest run of layers, and so do the other
+    # rounds; what all ranks do has a mean, and the rounds take no less than the busiest rank
     least = seconds.min(axis=(1, 2)).reshape(problem.chunks, -1)
     others = (least.sum(axis=0) - least).ravel()[stage]
-    least_busiest, least_longest = _least_slowest_s(problem)
-    busiest = np.maximum(max(least_busiest, before[-1, -1] / problem.stages), alone + others)
-    longest = np.maximum(max(least_longest, before[-1, -1] / len(seconds)), alone)
-    slowest = (1 - UNEVEN) * busiest + UNEVEN * problem.chunks * longest
+    busiest = np.maximum(
+        max(_least_busiest_s(problem), before[-1, -1] / problem.stages), alone + others
+    )
+    longest = least.max(axis=1)
+    rounds = np.maximum(busiest, alone + (longest.sum() - longest)[stage // problem.stages])
+    slowest = (1 - UNEVEN) * busiest + UNEVEN * rounds
     bound = problem.bottleneck_weight * slowest + through / problem.chunks + problem.tail_s
     keep = bound <= (np.inf if incumbent is None else incumbent.objective_s * (1 + 1e-9))
     columns = _expanded(problem, stage[keep], first[keep], end[keep], recompute)
@@ -172,20 +175,16 @@ def _equal_layers(problem: PartitionProblem) -> bool:
     return all(np.ptp(getattr(problem, name)) == 0 for name in PER_LAYER)
 
 
-def _least_slowest_s(problem: PartitionProblem) -> tuple[float, float]:
-    """Return bounds on the busiest rank and on the longest chunk: layers are indivisible.
+def _least_busiest_s(problem: PartitionProblem) -> float:
+    """Return a bound on the busiest rank: layers are indivisible.
 
     A rank with ``n`` layers needs the ``n`` cheapest at least; all layers must be somewhere.
     """
     cheapest = np.sort(problem.forward_s + problem.backward_s).cumsum()
-
-    def least(own: FloatArray) -> float:
-        values = np.unique(cheapest + own[:, None])
-        held = np.searchsorted(cheapest, (values[:, None] - own) * (1 + 1e-12), side="right")
-        return float(values[np.argmax(held.sum(axis=1) >= len(cheapest))])
-
-    by_rank = problem.stage_s.reshape(problem.chunks, problem.stages).sum(axis=0)
-    return least(by_rank), least(problem.stage_s)
+    own = problem.stage_s.reshape(problem.chunks, problem.stages).sum(axis=0)
+    values = np.unique(cheapest + own[:, None])
+    held = np.searchsorted(cheapest, (values[:, None] - own) * (1 + 1e-12), side="right")
+    return float(values[np.argmax(held.sum(axis=1) >= len(cheapest))])
 
 
 def _partition(problem: PartitionProblem, columns: Columns, chosen: IntArray) -> Partition:
@@ -236,16 +235,17 @@ def _objective(
 
     scale = float(columns.seconds.max())
     seconds = (columns.seconds / scale).tolist()
-    busiest, longest = (
-        programme.add_variable(name, least / scale * (1 - 1e-9))
-        for name, least in zip(("busiest", "longest"), _least_slowest_s(problem), strict=True)
-    )
-    slowest = (1 - UNEVEN) * busiest + UNEVEN * problem.chunks * longest
+    least = _least_busiest_s(problem) / scale * (1 - 1e-9)
+    busiest = programme.add_variable("busiest", least)
+    longest = [programme.add_variable(f"longest_{c}", 0) for c in range(problem.chunks)]
+    slowest = (1 - UNEVEN) * busiest + UNEVEN * pulp.lpSum(longest)
+    programme += pulp.lpSum(longest) >= busiest
     programme += problem.bottleneck_weight * slowest + pulp.lpSum(
         second / problem.chunks * one for second, one in zip(seconds, use, strict=True)
     )
-    for rows in _rows_by(columns.stage):
-        programme += pulp.lpSum(seconds[row] * use[row] for row in rows) <= longest
+    for stage, rows in enumerate(_rows_by(columns.stage)):
+        spent = pulp.lpSum(seconds[row] * use[row] for row in rows)
+        programme += spent <= longest[stage // problem.stages]
     for rank, rows in enumerate(_rows_by(columns.stage % problem.stages)):
         programme += pulp.lpSum(seconds[row] * use[row] for row in rows) <= busiest
         limit = float(problem.limit_bytes[rank])

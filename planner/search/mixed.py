@@ -21,7 +21,7 @@ from planner.search.answer import NoFit, build_plan, recommend
 from planner.search.families import family
 from planner.search.partition import FloatArray, partition
 from planner.search.recommend import Options, Search
-from planner.search.stages import end_s, partition_problem
+from planner.search.stages import Staged, end_s, partition_problem
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
 from planner.spec.cluster import ClusterSpec, NodeGroup
@@ -130,7 +130,8 @@ def _best_of(
 def _plan(prices: Prices, found: Search, options: Options) -> Plan:
     """Write the fastest step out; its memory is told for the rank that has the least to spare."""
     best = found.best[0]
-    plan = build_plan(prices, list(found.best[: options.keep]), found, _lost(prices, found))
+    staged = [Staged(step, step, None, "dynamic programme") for step in found.best[: options.keep]]
+    plan = build_plan(prices, staged, found, _lost(prices, found))
     limits = capacities(prices, best.layout)
     used = [rank_memory(prices.model, prices.job, best.layout, rank, best.split).device
             for rank in range(best.layout.pp)]  # fmt: skip
@@ -162,9 +163,10 @@ def _lost(prices: Prices, found: Search) -> list[CandidateRecord]:
 def _search(prices: Prices, target: Target, options: Options) -> Search:
     """Return the fastest layouts with the best stages of each, in rising order of their bound."""
     started = time.monotonic()
-    found = legal_layouts(prices.model, prices.cluster, prices.job, target.problems)
+    found = legal_layouts(prices.model, prices.cluster, prices.job, target.problems, options.limits)
     found = [one for one in found if one.vpp == 1]  # chunks would bind stages of several kinds
     bounds = np.array([bound_s(prices, layout) for layout in found])
+    bounds_s = dict(zip(found, bounds.tolist(), strict=True))
     best: list[StepEstimate] = []
     steps: dict[Layout, StepEstimate] = {}
     looked_at = 0
@@ -182,8 +184,8 @@ def _search(prices: Prices, target: Target, options: Options) -> Search:
     best.sort(key=lambda one: one.step_time_s)
     gap = max(0.0, 1 - float(bounds.min()) / best[0].step_time_s) if best else 0.0
     return Search(
-        tuple(best), steps, tuple(found), (), tuple(steps), None, 0.0, 0.0, looked_at, gap,
-        time.monotonic() - started,
+        tuple(best), steps, tuple(found), (), tuple(steps), bounds_s, None, 0.0, 0.0, looked_at,
+        gap, time.monotonic() - started,
     )  # fmt: skip
 
 

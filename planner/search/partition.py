@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-# With chunks a rank pairs passes of different chunks, and the longest chunk of any rank holds the
-# others up. So "slowest" is the busiest rank at 1 - UNEVEN and v times the longest chunk at UNEVEN.
-# Fitted to simulated schedules with uneven chunks the weight is 0.01 to 0.10 with overlapped
-# transfers and 0.18 to 0.30 without; between 0.05 and 0.7 it picks the same partitions.
+# With chunks a rank pairs passes of different chunks, and ranks wait for each other: in the steady
+# state all run the same chunk, so the longest of each round holds the others up. So "slowest" is
+# the busiest rank at 1 - UNEVEN and the sum over chunks of the longest one of any rank at UNEVEN.
+# Simulated schedules with uneven chunks lie nearer to the first with overlapped transfers, nearer
+# to the second without.
 UNEVEN = 0.15
 
 FloatArray = NDArray[np.float64]
@@ -54,6 +55,7 @@ class PartitionProblem:
     in_flight: FloatArray  # [S] or [moments, S]
     limit_bytes: FloatArray  # [stages]
     tail_s: float = 0.0
+    v_shaped: bool = False  # every other chunk goes from the last rank back to the first
     slowness: FloatArray | None = None  # [S], seconds of a layer there ÷ as priced; no chunks
 
     @property
@@ -74,7 +76,10 @@ class PartitionProblem:
     @property
     def rank(self) -> IntArray:
         """Rank of each virtual stage, ``[S]``."""
-        return np.arange(self.stages * self.chunks) % self.stages
+        ranks = np.tile(np.arange(self.stages), (self.chunks, 1))
+        if self.v_shaped:
+            ranks[1::2] = ranks[1::2, ::-1]
+        return ranks.ravel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,7 @@ def _recut(problem: PartitionProblem, held: Partition, low: int) -> Partition | 
         in_flight=problem.moments[:, window],
     )
     prices, recompute = stage_prices(part, limit[:, window])
-    cuts = _cheapest_cuts(problem, prices, _others(problem, seconds)[window])
+    cuts = _cheapest_cuts(part, prices, _others(problem, seconds)[window])
     if cuts is None:
         return None
     layers, again = _counts(cuts, recompute)
@@ -178,7 +183,8 @@ def _cheapest_cuts(
     """
     weight, share = problem.bottleneck_weight, 1 / problem.chunks
     by_rank = (1 - UNEVEN) * (seconds + others_s[:, None, None])
-    by_rank += UNEVEN * problem.chunks * seconds
+    once_s = problem.stage_s * (1 - 1 / problem.chunks)  # the head is in one of its rank's chunks
+    by_rank += UNEVEN * problem.chunks * (seconds - once_s[:, None, None])
     slowest = _bottleneck_s(by_rank)
     best, best_s, cap = None, np.inf, slowest
     while (cuts := _cuts(np.where(by_rank <= cap, seconds, np.inf))) is not None:
@@ -201,8 +207,8 @@ def objective_s(
 ) -> float:
     """Return the seconds that a partition costs, as minimised."""
     seconds, _, _ = _stage_totals(problem, layers, recompute)
-    busiest = seconds.reshape(problem.chunks, problem.stages).sum(axis=0).max()
-    slowest = (1 - UNEVEN) * busiest + UNEVEN * problem.chunks * seconds.max()
+    by_rank = seconds.reshape(problem.chunks, problem.stages)
+    slowest = (1 - UNEVEN) * by_rank.sum(axis=0).max() + UNEVEN * by_rank.max(axis=1).sum()
     filling = seconds.sum() / problem.chunks
     return float(problem.bottleneck_weight * slowest + filling + problem.tail_s)
 
@@ -211,10 +217,17 @@ def rank_bytes(
     problem: PartitionProblem, layers: tuple[int, ...], recompute: tuple[int, ...]
 ) -> FloatArray:
     """Return the bytes of each rank at its fullest moment, ``[stages]``."""
-    _, static, kept = _stage_totals(problem, layers, recompute)
-    own = (static + problem.moments * kept).reshape(-1, problem.chunks, problem.stages)
-    full: FloatArray = own.sum(axis=1).max(axis=0)
+    full: FloatArray = moment_bytes(problem, layers, recompute).max(axis=0)
     return full
+
+
+def moment_bytes(
+    problem: PartitionProblem, layers: tuple[int, ...], recompute: tuple[int, ...]
+) -> FloatArray:
+    """Return the bytes of each rank when it may be fullest, ``[moments, stages]``."""
+    _, static, kept = _stage_totals(problem, layers, recompute)
+    at_rank = problem.rank == np.arange(problem.stages)[:, None]
+    return np.asarray((static + problem.moments * kept) @ at_rank.T)
 
 
 def _stage_totals(

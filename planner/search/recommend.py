@@ -5,10 +5,11 @@ exceeds the best step time found, or the budget ends and the gap is stated.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute
+from planner.layout.limits import Limits
 from planner.layout.space import layouts as legal_layouts
 from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
@@ -33,13 +34,15 @@ class Options:
     keep_free: float = 0.05
     budget_s: float = 60.0
     offload: bool = True
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """What a search found, covered and proved.
 
-    ``best`` is in rising step time, ``steps`` all that was simulated. ``needed_bytes`` is the
+    ``best`` is in rising step time, ``steps`` all that was simulated, ``bounds_s`` the lower bound
+    of each of ``fitting``. ``needed_bytes`` is the
     least device memory of each of ``layouts``; ``least`` is the layout that needs the least, its
     bytes in ``least_bytes``; ``gap`` is the proved distance of the first to the optimum over all
     fitting layouts with equal stages.
@@ -50,6 +53,7 @@ class Search:
     layouts: tuple[Layout, ...]
     needed_bytes: tuple[float, ...]
     fitting: tuple[Layout, ...]
+    bounds_s: dict[Layout, float]
     least: Layout | None
     least_bytes: float
     limit_bytes: float
@@ -96,7 +100,7 @@ def search(
     """Return the fastest layouts that fit. Each recomputes only as many layers as it must."""
     started = time.monotonic()
     limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
-    found = legal_layouts(model, cluster, job, target.problems)
+    found = legal_layouts(model, cluster, job, target.problems, options.limits, target.schedules)
     offloads = options.offload and target.offloads
     needed = [_least_bytes(model, cluster, job, layout, limit, offloads) for layout in found]
     fitting = [layout for layout, size in zip(found, needed, strict=True) if size <= limit]
@@ -104,10 +108,12 @@ def search(
     prices = Prices(model, cluster, job)
     best: list[StepEstimate] = []
     steps: dict[Layout, StepEstimate] = {}
-    gap = 0.0
+    gap, bounds_s = 0.0, {}
     if options.keep:
+        bounds_s = dict(zip(fitting, lower_bounds_s(prices, fitting).tolist(), strict=True))
+        left_s = options.budget_s - (time.monotonic() - started)
         best, gap = best_first(
-            prices, fitting, limit, target, options.keep, options.budget_s, steps, offloads
+            prices, bounds_s, limit, target, options.keep, left_s, steps, offloads
         )
     return Search(
         tuple(best),
@@ -115,6 +121,7 @@ def search(
         tuple(found),
         tuple(needed),
         tuple(fitting),
+        bounds_s,
         None if least is None else found[least],
         0.0 if least is None else needed[least],
         limit,
@@ -126,7 +133,7 @@ def search(
 
 def best_first(
     prices: Prices,
-    fitting: list[Layout],
+    bounds_s: dict[Layout, float],
     limit: float,
     target: Target,
     keep: int,
@@ -134,20 +141,17 @@ def best_first(
     steps: dict[Layout, StepEstimate],
     offloads: bool = False,
 ) -> tuple[list[StepEstimate], float]:
-    """Simulate in rising order of the bound; return (best, proved gap of the first).
+    """Simulate the layouts of ``bounds_s`` in its rising order; return (best, proved gap).
 
     ``steps`` holds what was simulated already and receives what is simulated here.
     """
     deadline = time.monotonic() + budget_s
-    bounds = lower_bounds_s(prices, fitting)
     best: list[StepEstimate] = []
-    for index in bounds.argsort(kind="stable"):
-        bound = float(bounds[index])
+    for layout, bound in sorted(bounds_s.items(), key=lambda item: item[1]):
         if len(best) >= keep and bound > best[keep - 1].step_time_s:
             break
         if best and time.monotonic() > deadline:
             return best, max(0.0, 1 - bound / best[0].step_time_s)
-        layout = fitting[index]
         if layout not in steps:
             step = fastest_fit(prices, layout, limit, target, offloads)
             if step is None:

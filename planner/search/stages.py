@@ -1,6 +1,6 @@
 """Layers to stages and recompute to layers for one layout: the partition problem, and its use."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,12 +17,16 @@ from planner.memory.estimate import (
 from planner.memory.moments import job_shape, moments
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes
-from planner.schedule.kinds import schedule_name
+from planner.schedule.kinds import V_SHAPED, kind_of, schedule_name, stage_of
 from planner.schedule.orders import order
 from planner.schedule.passes import kept_moments
+from planner.search.climb import Simulator, climb
 from planner.search.partition import FloatArray, Partition, PartitionProblem, partition
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
+
+EQUAL = "equal"
+MOST_CUTS = 3  # times that memory the problem did not see is taken off its limit
 
 
 def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> PartitionProblem:
@@ -52,15 +56,21 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
     # once on each rank, with its last chunk
     moe = any(kinds)
     alone = StageLayers(0, 0, dense_recomputed=int(not moe), moe_recomputed=int(moe))
-    extra = [
-        buffer_bytes(model, shape, software, moe)
-        + receive_bytes(model, shape, software, layout, rank, micro_batches)
-        + max(m.working for m in moments(model, job, layout, replace(alone, head=end.head), rank))
-        for rank, end in enumerate(ends[-layout.pp :])
-    ]
-    extra[0] += table_gradient_bytes(model, software, layout, ends[0])
-    extra = [0.0] * (len(ends) - layout.pp) + extra
-    in_flight = kept_moments(order(schedule_name(layout), layout.pp, micro_batches, layout.vpp))
+    name = schedule_name(layout)
+    table = stage_of(name, layout.pp, layout.vpp)  # [chunks, pp]
+    extra = [0.0] * len(ends)
+    for rank, stage in enumerate(table[-1].tolist()):
+        # a V ends where it began: its first rank has the head
+        last = replace(alone, head=ends[stage].head)
+        extra[stage] = (
+            buffer_bytes(model, shape, software, moe)
+            + receive_bytes(model, shape, software, layout, rank, micro_batches)
+            + max(m.working for m in moments(model, job, layout, last, rank))
+        )
+    extra[table[-1, 0]] += table_gradient_bytes(model, software, layout, ends[0])
+    passes = kept_moments(order(name, layout.pp, micro_batches, layout.vpp))
+    in_flight = np.empty_like(passes)
+    in_flight[:, table.ravel()] = passes
     return PartitionProblem(
         stages=layout.pp,
         chunks=layout.vpp,
@@ -81,6 +91,7 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
         ),
         in_flight=in_flight.astype(float),
         limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes, layout, software)),
+        v_shaped=name in V_SHAPED,
     )
 
 
@@ -93,26 +104,65 @@ def end_s(prices: Prices, layout: Layout, end: StageLayers) -> float:
     return seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A layout with the best stages found, the step with equal ones, and who proved what."""
+
+    step: StepEstimate
+    equal: StepEstimate
+    found: Partition | None
+    solver: str
+
+
 def improved(
     prices: Prices, step: StepEstimate, limit_bytes: float, target: Target, time_limit_s: float
-) -> tuple[StepEstimate, Partition | None]:
-    """Return ``step`` with better stages where the partition finds any, and what it proved.
+) -> Staged:
+    """Return ``step`` with better stages where any are found, and what the partition proved.
 
-    The partition minimises ``(m - 1/v) max + sum / v``; the simulator has the last word, so an
-    answer that is slower when simulated is dropped.
+    The partition minimises ``(m - 1/v) max + sum / v``; the climb goes on from there under the
+    simulator, which has the last word: an answer that is slower when simulated is dropped.
     """
     layout = step.layout
-    # the partition knows the usual schedules only, and no offload
-    if layout.pp == 1 or layout.schedule or layout.offload.fraction:
-        return step, None
-    found = partition(partition_problem(prices, layout, limit_bytes), time_limit_s)
-    if not found.feasible or not found.layers:
-        return step, found
-    recomputed = found.recompute_layers
-    if target.uniform_recompute:
-        most = max(recomputed)
-        recomputed = tuple(min(most, count) for count in found.layers)
-    split = Split(found.layers, recomputed)
-    better = estimate_step(prices, layout, split)
-    fits = peak_memory(prices.model, prices.job, layout, split).device <= limit_bytes
-    return (better if fits and better.step_time_s < step.step_time_s else step), found
+    # offloaded layouts keep equal stages: what they may recompute beside it is not a partition
+    whole = layout.pp == 1 or layout.offload.fraction > 0
+    if whole or kind_of(schedule_name(layout)).pipelines > 1:
+        return Staged(step, step, None, EQUAL)
+    problem = partition_problem(prices, layout, limit_bytes)
+    found, starts = None, {step.split: EQUAL}
+    if partitioned(layout, prices.model.layers):
+        found = partition(problem, time_limit_s)
+        if found.layers:
+            name = "dynamic programme" if layout.vpp == 1 else "HiGHS"
+            starts.setdefault(Split(found.layers, _recomputed(found, target)), name)
+    simulator, uniform = Simulator(prices, layout, step.split), target.uniform_recompute
+    names = list(starts.values())
+    best, solver = step, EQUAL
+    for _ in range(MOST_CUTS):
+        climbed = climb(problem, simulator, list(starts), uniform, time_limit_s)
+        over = 0.0
+        for other in dict.fromkeys((*starts, climbed)):
+            size = peak_memory(prices.model, prices.job, layout, other).device
+            over = size - limit_bytes  # of the last, what the climb found
+            if over <= 0:
+                tried = estimate_step(prices, layout, other)
+                if tried.step_time_s < best.step_time_s:
+                    best, solver = tried, starts.get(other, f"{names[-1]} + climb")
+        if over <= 0:
+            break
+        # the memory model sees more than the problem did: cut that off and climb again
+        problem = replace(problem, limit_bytes=problem.limit_bytes - over)
+        starts = {step.split: EQUAL}
+    return Staged(best, step, found, solver)
+
+
+def partitioned(layout: Layout, layers: int) -> bool:
+    """Whether the partition knows the schedule, and every stage can have a layer."""
+    return not layout.schedule and layout.pp * layout.vpp <= layers
+
+
+def _recomputed(found: Partition, target: Target) -> tuple[int, ...]:
+    """Return the recomputed layers of each stage as the target can set them."""
+    if not target.uniform_recompute:
+        return found.recompute_layers
+    most = max(found.recompute_layers)
+    return tuple(min(most, count) for count in found.layers)

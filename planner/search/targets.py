@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from planner.errors import SpecError
+from planner.launcher.rules import V_SHAPED
 from planner.layout.layout import Layout
 from planner.layout.rules_megatron import megatron_problems
 from planner.layout.rules_torch import torch_target_problems
@@ -18,19 +19,21 @@ Problems = Callable[[ModelSpec, JobSpec, Layout], list[str]]
 class Target:
     """A program that trains a plan.
 
-    ``uniform_recompute``: it recomputes the same number of layers on every stage. ``offloads``: it
-    can be told to move activations off the GPU.
+    ``uniform_recompute``: it recomputes the same number of layers on every stage. ``schedules``:
+    what it runs besides 1F1B and interleaved 1F1B. ``offloads``: it can be told to move activations
+    off the GPU.
     """
 
     name: str
     software: SoftwareSpec
     problems: Problems | None
     uniform_recompute: bool
+    schedules: tuple[str, ...] = ()
     offloads: bool = False
 
 
 TARGETS = {
-    "torch": Target("torch", TORCH_LAUNCHER, torch_target_problems, False, True),
+    "torch": Target("torch", TORCH_LAUNCHER, torch_target_problems, False, V_SHAPED, True),
     "megatron": Target("megatron", MEGATRON_CORE, megatron_problems, True),
 }
 

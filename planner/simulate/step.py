@@ -220,6 +220,8 @@ def step_costs(
     kind, table = kind_of(name), stage_of(name, layout.pp, chunks_of(layout))
     if custom is not None:
         kind, table = Kind(custom.chunks, splits=custom.splits_backward), custom.stage
+    if job.software.waits_for_all:
+        kind = replace(kind, own_pace=False)
     pipelines = kind.pipelines
     stages = stage_layers(model, layout.pp * layout.vpp, split) * pipelines
     if table.size != len(stages):

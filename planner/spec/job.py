@@ -109,6 +109,11 @@ class SoftwareSpec(BaseModel):
     reduces_after_pipeline: bool = Field(
         False, description="Under a pipeline, gradients are reduced after the last pass (FSDP2)."
     )
+    waits_for_all: bool = Field(
+        False,
+        description="Ranks wait for each other at the end of every step, so none begins the next "
+        "one early as zero-bubble runtimes do.",
+    )
     overlap_param_gather: bool = True
     overlap_tp_wgrad: bool = Field(
         True, description="Backward TP collectives run behind the weight-gradient product."

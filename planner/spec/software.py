@@ -115,6 +115,7 @@ TORCH_LAUNCHER = TORCH_FSDP.model_copy(
         "memory_spread": (0.93, 1.05),
         "fused_kernels": False,  # eager rotary; SwiGLU keeps its two inputs, torch's norm is fused
         "cpu_op_s": 15e-6,
+        "waits_for_all": True,  # the step time is the slowest rank's, agreed on after each step
     }
 )
 # nanotron's defaults, and what its 995 public runs on EFA show (src/nanotron/config).

@@ -48,12 +48,12 @@ def test_json_says_the_same(question: str, verdict: str, code: int) -> None:
 
 
 def test_every_broken_rule_is_listed_at_once() -> None:
-    question = "--tp 16 --pp 4 --vpp 3 --ep 2"
+    question = "--tp 16 --pp 4 --vpp 24 --ep 2"
     result = planner(f"check llama-3-70b {JOB} {question}", columns=300)
 
     assert result.exit_code == 1
-    assert result.stdout.startswith("Does not start: tp16 pp4 vpp3 ep2")
-    for word in ("ep=2 needs a model with experts", "pp*vpp=12 does not divide layers=80", "L12"):
+    assert result.stdout.startswith("Does not start: tp16 pp4 vpp24 ep2")
+    for word in ("ep=2 needs a model with experts", "pp*vpp=96 stages are more than", "L12"):
         assert word in result.stdout
 
 
@@ -64,7 +64,7 @@ COMPLAINTS = [
     (f"check llama-3-8b {SMALL} --recompute some", ["--recompute: 'some'", "selective, full"]),
     (f"check llama-9 {SMALL}", ["llama-9"]),
     (f"check llama-3-8b {SMALL} --precision fp64", ["--precision: 'fp64' does not run"]),
-    (f"explain memory llama-3-8b {SMALL} --pp 8 --vpp 3", ["pp*vpp=24 does not divide layers=32"]),
+    (f"explain memory llama-3-8b {SMALL} --pp 8 --vpp 9", ["pp*vpp=72 stages"]),
 ]
 
 

@@ -87,7 +87,7 @@ COMPLAINTS = [
     ("explain speed llama-3-8b", ["--cluster: is needed", "--seq-len: is needed"]),
     (f"explain speed llama-3-8b {SMALL} --measured 13.6", ["--measured: '13.6'", "number and a"]),
     (f"explain speed llama-3-8b {SMALL} --measured 0s", ["--measured: '0s'", "above zero"]),
-    (f"explain speed llama-3-8b {SMALL} --pp 8 --vpp 3", ["pp*vpp=24 does not divide layers=32"]),
+    (f"explain speed llama-3-8b {SMALL} --pp 8 --vpp 9", ["pp*vpp=72 stages"]),
 ]
 
 

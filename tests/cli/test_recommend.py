@@ -13,7 +13,7 @@ NOTHING_FITS = (
 
 
 def test_the_first_line_is_the_answer() -> None:
-    result = planner(TINY, columns=300)
+    result = planner(f"{TINY} --pp 1", columns=300)
 
     assert result.exit_code == 0
     first = result.stdout.splitlines()[0]

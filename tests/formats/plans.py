@@ -118,6 +118,7 @@ def build_plan(
     zero: int = 0,
     job_spec: JobSpec | None = None,
     cluster_spec: ClusterSpec | None = None,
+    schedule: str = "",
     **layout: Any,
 ) -> Plan:
     """Return a plan with the given layout; ``zero`` spells the shard fields over all of dp."""
@@ -132,7 +133,7 @@ def build_plan(
         cluster=cluster_spec or cluster(),
         job=job_spec or job(),
         layout=record,
-        schedule="interleaved_1f1b" if record.vpp > 1 else "1f1b",
+        schedule=schedule or ("interleaved_1f1b" if record.vpp > 1 else "1f1b"),
         stages=stage_table(layers or even(model.layers, stages), recompute_layers),
         rank_map=tuple(rank_map or range(ranks)),
         estimate=EstimateRecord(

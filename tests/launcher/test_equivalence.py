@@ -40,6 +40,7 @@ PP_TP: dict[str, Any] = {"pp": 2, "tp": 2, "micro_batch": 4}
 SP: dict[str, Any] = {"sequence_parallel": True}
 HALF: dict[str, Any] = {"shard_weights": 2, "shard_gradients": 2, "shard_optimizer": 2}
 
+ZB_V: dict[str, Any] = {"vpp": 2, "schedule": "zb_v"}
 PLANS: dict[str, Plan] = {
     "zero0": sharded(1, 1, 1),
     "zero1": sharded(1, 1, 4),
@@ -64,6 +65,11 @@ PLANS: dict[str, Plan] = {
     "pp4 vpp2": build_plan(llama(layers=8), pp=4, vpp=2),
     "pp2 vpp2 dp2": build_plan(pp=2, vpp=2, dp=2, zero=1),
     "pp2 vpp2 tp2 sp": build_plan(**PP_TP, **SP, vpp=2),
+    "zb_v pp4": build_plan(llama(layers=8), pp=4, **ZB_V),
+    "zb_v pp2 dp2 recompute": build_plan(pp=2, dp=2, zero=1, recompute_layers=1, **ZB_V),
+    "zb_v pp2 tp2 sp": build_plan(**PP_TP, **SP, **ZB_V),
+    "zb_v gpt pp2 dp2": build_plan(gpt(), pp=2, dp=2, zero=1, **ZB_V),
+    "dualpipe_v pp2 dp2": build_plan(pp=2, vpp=2, dp=2, zero=1, schedule="dualpipe_v"),
     "gpt zero3": build_plan(gpt(), dp=4, zero=3),
     "gpt tp4": build_plan(GPT, **TP4),
     "gpt tp2 dp2 sp": build_plan(GPT, **TP2, **SP, zero=3),
@@ -74,7 +80,13 @@ PLANS: dict[str, Plan] = {
     "neox pp2 tp2 sp": build_plan(NEOX, **PP_TP, **SP),
 }
 # clipping needs the norm over all meshes and stages, each weight counted once
-CLIPPED = ("tp2 dp2 zero0", "gpt tp2 dp2 sp", "gpt pp2 vpp2 dp2", "pp2 tp2 sp recompute")
+CLIPPED = (
+    "tp2 dp2 zero0",
+    "zb_v gpt pp2 dp2",
+    "gpt tp2 dp2 sp",
+    "gpt pp2 vpp2 dp2",
+    "pp2 tp2 sp recompute",
+)
 WITH_ADAMW = ("zero1", "tp2 dp2 zero0", "gpt pp2 tp2 sp")
 IN_BF16 = ("zero3", "gpt tp2 dp2 sp", "pp2 tp2 sp recompute")
 

@@ -80,6 +80,13 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("L22", {"pp": 1, "shard_gradients": 2}, "shard_gradients=2 must be 1 or shard_optimizer=4"),
     ("L23", {"pp": 1, "shard_weights": 2}, "shard_weights=2 needs shard_gradients"),
     ("L24", {"shard_gradients": 4}, "pp=2 with shard_weights=1, shard_gradients=4"),
+    ("L32", {"schedule": "zb_v", "vpp": 3}, "schedule zb_v has two chunks per rank, not 3"),
+    ("L33", {"schedule": "dualpipe_v", "vpp": 2}, "schedule dualpipe_v with tp=2 is not executed"),
+    (
+        "L34",
+        {"schedule": "dualpipe_v", "vpp": 2, "tp": 1, "pp": 8, "layers": 16},
+        "schedule dualpipe_v needs 16 micro-batches for pp=8, not 4; try zb_v",
+    ),
     ("L25", {"ep": 2}, "ep=2, etp=1: the model has no experts"),
     ("L25", {"etp": 2}, "ep=1, etp=2: the model has no experts"),
     ("L26", MOE | {"ep": 4, "experts": 6}, "ep=4 does not divide experts=6; try ep 3 or 6"),

@@ -29,6 +29,8 @@ LEGAL = [
     Layout(tp=16, dp=4),  # twice the key/value heads: each is held twice
     Layout(cp=2, dp=32),
     Layout(pp=5, dp=4),  # 16 layers on 5 stages: unequal, but legal
+    Layout(pp=4, vpp=3),  # unequal chunks
+    Layout(pp=2, vpp=9),  # embedding and head in chunks of their own
 ]
 
 
@@ -51,7 +53,7 @@ ILLEGAL = [
     (Layout(cp=3), "2*cp=6 does not divide seq_len=4096; try 2*cp 4 or 8"),
     (Layout(pp=17), "pp*vpp=17 stages are more than layers=16"),
     (Layout(vpp=2), "vpp=2 needs pp > 1"),
-    (Layout(pp=4, vpp=3), "pp*vpp=12 does not divide layers=16; try pp*vpp 8 or 16"),
+    (Layout(pp=4, vpp=5), "pp*vpp=20 stages are more than layers=16"),
     (Layout(pp=8, vpp=2, dp=8), "vpp > 1 needs the 4 micro-batches to be a multiple of pp=8"),
     (Layout(ep=2, dp=2), "ep=2 needs a model with experts"),
 ]

@@ -5,7 +5,7 @@ import pytest
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rules import layout_problems
 from planner.layout.rules_torch import torch_target_problems
-from planner.layout.space import MAX_MICRO_BATCH, MIN_CONTEXT_TOKENS, layouts
+from planner.layout.space import MICRO_BATCHES, MIN_CONTEXT_TOKENS, layouts
 from planner.spec.software import MEGATRON_2022, MEGATRON_CORE, TORCH_FSDP
 from tests.properties.strategies import cluster, job, layout_with, legal_layouts, model, software
 
@@ -39,7 +39,7 @@ def test_no_layout_comes_twice(name: str, machine: str, nodes: int) -> None:
 @pytest.mark.parametrize(("name", "machine", "nodes"), SPACES)
 def test_limits_of_what_is_worth_trying(name: str, machine: str, nodes: int) -> None:
     for layout in legal_layouts(name, machine, nodes):
-        assert layout.micro_batch <= MAX_MICRO_BATCH
+        assert layout.micro_batch in MICRO_BATCHES
         assert layout.cp == 1 or 4096 // layout.cp >= MIN_CONTEXT_TOKENS
         assert layout.sequence_parallel == (layout.tp > 1)
         assert layout.etp in (1, layout.tp)

@@ -113,9 +113,12 @@ def layout_with(zero_stage: int = 0, **degrees: Any) -> Layout:
 @st.composite
 def splits(draw: st.DrawFn, layers: int, chunks: int) -> Split:
     """Draw stages of any sizes that hold all layers, some of them recomputed in full."""
-    cuts = draw(st.sets(st.integers(1, layers - 1), min_size=chunks - 1, max_size=chunks - 1))
-    edges = [0, *sorted(cuts), layers]
-    counts = tuple(high - low for low, high in itertools.pairwise(edges))
+    if chunks > layers:  # embedding and head in chunks of their own
+        counts: tuple[int, ...] = (0, *(1,) * layers, 0)
+    else:
+        cuts = draw(st.sets(st.integers(1, layers - 1), min_size=chunks - 1, max_size=chunks - 1))
+        edges = [0, *sorted(cuts), layers]
+        counts = tuple(high - low for low, high in itertools.pairwise(edges))
     return Split(counts, tuple(draw(st.integers(0, count)) for count in counts))
 
 

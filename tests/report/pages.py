@@ -2,8 +2,10 @@
 
 from functools import cache
 
+from planner.layout.limits import Limits
 from planner.plan import Plan
 from planner.search.answer import recommend
+from planner.search.recommend import Options
 from planner.search.targets import TARGETS
 from planner.spec.cluster import load_cluster
 from planner.spec.huggingface import load_model
@@ -18,6 +20,9 @@ JOBS = {
     "large": ("llama-3.1-405b", 128, 1024, 8192, "megatron"),
 }
 
+# one chunk per rank: the warm-up of many chunks is longer than the passes that a page shows
+LIMITS = {"large": Limits(most=(("vpp", 1),))}
+
 
 @cache
 def plan(name: str) -> Plan:
@@ -28,6 +33,7 @@ def plan(name: str) -> Plan:
         load_cluster("dgx-h100").model_copy(update={"nodes": nodes}),
         JobSpec(global_batch=global_batch, seq_len=seq_len),
         TARGETS[target],
+        Options(limits=LIMITS.get(name, Limits())),
     )
     assert isinstance(found, Plan)
     return found.model_copy(update={"command": f"planner recommend {model} --cluster dgx-h100"})

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from torch.distributed.pipelining.schedules import ScheduleDualPipeV
+from torch.distributed.pipelining.schedules import ScheduleDualPipeV, ScheduleZBVZeroBubble
 
 from planner.errors import LayoutError
 from planner.schedule.in_flight import peak_chunk_passes
@@ -82,6 +82,21 @@ def test_dual_pipe_v_is_the_order_of_torch(ranks: int, more: int) -> None:
     for rank in range(ranks):
         expected = theirs._calculate_single_rank_operations(rank)
         assert actions(made, rank) == [str(action) for action in expected]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("more", [0, 1, 5, 16])
+def test_zb_v_is_the_order_of_torch(ranks: int, more: int) -> None:
+    batches = 2 * ranks - 1 + more
+    theirs = object.__new__(ScheduleZBVZeroBubble)
+    theirs.pp_group_size, theirs.num_stages = ranks, 2 * ranks
+    theirs._n_microbatches, theirs._stages = batches, []
+    made = order("zb_v", ranks, batches, 2)
+
+    for rank in range(ranks):
+        expected = [str(one) for one in theirs._calculate_single_rank_operations(rank) if one]
+        ours = [task.replace("B", "I") for task in actions(made, rank)]
+        assert ours == [task.replace("B", "I") for task in expected]
 
 
 def test_directions_mirror_each_other() -> None:

@@ -67,6 +67,12 @@ def ask(question: Question, machines: ClusterSpec, **options: Any) -> Search:
     return search(model(question.model), machines, question.job, target, chosen)
 
 
+def legal(question: Question) -> list[Layout]:
+    target = TARGETS[question.target]
+    spec, machines = model(question.model), question.machines
+    return layouts(spec, machines, question.job, target.problems, schedules=target.schedules)
+
+
 @cache
 def brute_force(question: Question) -> tuple[StepEstimate, ...]:
     """Estimate every legal layout that fits with as little recompute as it can, fastest first."""
@@ -74,7 +80,7 @@ def brute_force(question: Question) -> tuple[StepEstimate, ...]:
     prices = Prices(spec, question.machines, question.job)
     limit = 0.95 * question.machines.gpu.memory_bytes
     steps = []
-    for layout in layouts(spec, question.machines, question.job, target.problems):
+    for layout in legal(question):
         split = least_recompute(spec, question.job, layout, limit, target.uniform_recompute)
         if split is not None:
             steps.append(estimate_step(prices, layout, split))
@@ -119,11 +125,10 @@ def test_every_rank_of_every_answer_leaves_the_margin_free(question: Question) -
 
 @small_questions
 def test_the_search_covers_every_layout_and_proves_its_answer(question: Question) -> None:
-    answer, target = found(question), TARGETS[question.target]
-    legal = layouts(model(question.model), question.machines, question.job, target.problems)
+    answer = found(question)
 
     assert answer.gap == 0
-    assert answer.layouts == tuple(legal)
+    assert answer.layouts == tuple(legal(question))
     assert len(answer.layouts) == len(answer.needed_bytes) >= len(answer.fitting)
     assert answer.simulated == len(answer.steps) <= len(answer.fitting)
     assert answer.seconds > 0
@@ -215,7 +220,7 @@ def test_best_first_uses_what_was_simulated_before() -> None:
     answer, target = found(question), TARGETS[question.target]
     prices = Prices(model(question.model), question.machines, question.job)
     steps = dict(answer.steps)
-    best, gap = best_first(prices, list(answer.fitting), answer.limit_bytes, target, 1, 60.0, steps)
+    best, gap = best_first(prices, answer.bounds_s, answer.limit_bytes, target, 1, 60.0, steps)
 
     assert (best[0].layout, gap) == (answer.best[0].layout, 0)
     assert steps.keys() == answer.steps.keys()
@@ -227,7 +232,13 @@ def test_a_layout_without_room_for_any_recompute_is_passed_over() -> None:
     prices = Prices(model(question.model), question.machines, question.job)
     steps: dict[Layout, StepEstimate] = {}
     best, gap = best_first(
-        prices, list(found(question).layouts), 1.0, TARGETS[question.target], 5, 60.0, steps
+        prices,
+        dict.fromkeys(found(question).layouts, 0.0),
+        1.0,
+        TARGETS[question.target],
+        5,
+        60.0,
+        steps,
     )
 
     assert (best, gap, steps) == ([], 0.0, {})

@@ -191,7 +191,7 @@ def run(case: tuple[Any, ...]) -> tuple[Prices, StepEstimate, StepEstimate, floa
     limit = (1 - free) * prices.cluster.gpu.memory_bytes
     runner = TARGETS[target]
     before = start(prices, layout_with(1, **degrees), limit, runner.uniform_recompute)
-    return prices, before, improved(prices, before, limit, runner, 2.0)[0], limit
+    return prices, before, improved(prices, before, limit, runner, 2.0).step, limit
 
 
 @cases
@@ -244,13 +244,16 @@ def test_without_a_pipeline_there_is_nothing_to_cut() -> None:
     prices = prices_of("llama-3-8b", "dgx-h100", 1, 64)
     before = start(prices, layout_with(3, dp=8), 76 * GIB)
 
-    assert improved(prices, before, 76 * GIB, MEGATRON, 1.0) == (before, None)
+    after = improved(prices, before, 76 * GIB, MEGATRON, 1.0)
+
+    assert (after.step, after.found, after.solver) == (before, None, "equal")
 
 
 def test_a_step_that_no_partition_fits_stays_as_it_was() -> None:
     prices, layout = prices_of("llama-3-8b", "dgx-h100", 1, 64), layout_with(1, pp=4, tp=2)
     before = start(prices, layout, 76 * GIB)
-    after, found = improved(prices, before, 8 * GIB, TORCH, 1.0)
+    staged = improved(prices, before, 8 * GIB, TORCH, 1.0)
+    after, found = staged.step, staged.found
 
     assert after is before
     assert found is not None

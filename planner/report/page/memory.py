@@ -105,7 +105,7 @@ def _span(group: Sequence[int]) -> str:
 
 def _layers(facts: Facts, group: Sequence[int]) -> str:
     """Return what the ranks hold, in a few words."""
-    stages = facts.plan.stages[group[0] :: facts.plan.layout.pp]
+    stages = facts.plan.stages_of_rank(group[0])
     text = f"{sum(stage.layers for stage in stages)} layers"
     ends = [
         word
@@ -116,7 +116,7 @@ def _layers(facts: Facts, group: Sequence[int]) -> str:
 
 
 def _stages(facts: Facts, rank: int) -> Sequence[object]:
-    return facts.plan.stages[rank :: facts.plan.layout.pp]
+    return facts.plan.stages_of_rank(rank)
 
 
 def _legend(facts: Facts) -> Markup:
