@@ -60,9 +60,12 @@ def recommend(
         str, typer.Option(help="Time after which the search settles.", metavar="TIME")
     ] = "60s",
     offload: Annotated[
-        bool,
-        typer.Option("--offload/--no-offload", help="Activations may leave the GPU."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--offload/--no-offload",
+            help="Whether activations leave the GPU; by default only where nothing else fits.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the plan to this file.", metavar="FILE"),

@@ -70,6 +70,12 @@ def recommend(
     options: Options = Options(),
 ) -> Plan | NoFit:
     """Return the fastest plan that fits and the target can run, or what it would take."""
+    if options.offload is None and target.offloads:
+        plain = recommend(model, cluster, job, target, replace(options, offload=False))
+        if isinstance(plain, Plan):
+            return plain
+        needed = recommend(model, cluster, job, target, replace(options, offload=True))
+        return needed if isinstance(needed, Plan) else plain
     if cluster.node_groups:
         from planner.search.mixed import recommend_mixed  # which asks this for each kind of node
 
@@ -82,7 +88,7 @@ def recommend(
         return _no_fit(model, even, job, target, options, found)
     prices = Prices(model, even, job)
     bests = family_bests(
-        prices, found, target, max(0.0, deadline - time.monotonic()), options.offload
+        prices, found, target, max(0.0, deadline - time.monotonic()), bool(options.offload)
     )
     candidates = {step.layout: step for step in (*found.best, *bests.values())}  # budget cut short
     chosen = sorted(candidates.values(), key=lambda step: step.step_time_s)[: options.keep]
@@ -294,7 +300,7 @@ def _no_fit(
 
     def fits(cluster: ClusterSpec, job: JobSpec) -> bool:
         limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
-        return 0 < _least_bytes(model, cluster, job, target, options.offload) <= limit
+        return 0 < _least_bytes(model, cluster, job, target, bool(options.offload)) <= limit
 
     own, *larger = (_more_memory(cluster, gpu, job, fits) for gpu in _gpus_to_try(cluster))
     others = [change for change in (*larger, *_shorter_sequences(cluster, job, fits)) if change]

@@ -26,14 +26,14 @@ from planner.spec.model import ModelSpec
 class Options:
     """What the user asks of a search.
 
-    ``keep_free`` is the share of memory that stays empty; without ``offload`` no activation leaves
-    the GPU.
+    ``keep_free`` is the share of memory that stays empty; activations leave the GPU wherever that
+    pays with ``offload``, never with False; None is for where nothing fits without.
     """
 
     keep: int = 5
     keep_free: float = 0.05
     budget_s: float = 60.0
-    offload: bool = True
+    offload: bool | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -101,7 +101,7 @@ def search(
     started = time.monotonic()
     limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
     found = legal_layouts(model, cluster, job, target.problems, options.limits, target.schedules)
-    offloads = options.offload and target.offloads
+    offloads = bool(options.offload) and target.offloads
     needed = [_least_bytes(model, cluster, job, layout, limit, offloads) for layout in found]
     fitting = [layout for layout, size in zip(found, needed, strict=True) if size <= limit]
     least = min(range(len(found)), key=needed.__getitem__, default=None)

@@ -18,6 +18,7 @@ _MEASURED_BY = {
     "expert_parallel": "links",
     "data_parallel": "links",
     "pipeline": "links",
+    "offload": "links",
     "compute": "kernels",
     "recompute": "kernels",
     "optimizer": "kernels",

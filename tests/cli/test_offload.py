@@ -83,7 +83,7 @@ def test_a_cluster_without_drives_is_told_apart(tmp_path: Path) -> None:
 def test_recommend_writes_it_and_the_lock_holds(tmp_path: Path) -> None:
     question = "llama-3-8b --cluster dgx-h100 --nodes 1 --global-batch 32 --seq-len 32768"
     chosen, locked = tmp_path / "chosen.json", tmp_path / "locked.json"
-    shown = planner(f"recommend {question} --target torch -o {chosen}", columns=400)
+    shown = planner(f"recommend {question} --target torch --offload -o {chosen}", columns=400)
     planner(f"recommend {question} --target torch --no-offload -o {locked}")
 
     layouts = [json.loads(file.read_text())["layout"] for file in (chosen, locked)]
@@ -93,3 +93,15 @@ def test_recommend_writes_it_and_the_lock_holds(tmp_path: Path) -> None:
     refused = planner(f"export {chosen} --target megatron -o {tmp_path / 'm'}", columns=400)
     assert refused.exit_code != 0
     assert "it is not written for Megatron-LM" in refused.stderr
+
+
+# batch and sequence: everything fits on the GPU; nothing does
+NEEDS = [("--global-batch 32 --seq-len 8192", False), ("--global-batch 8 --seq-len 147456", True)]
+
+
+@pytest.mark.parametrize(("sizes", "needed"), NEEDS)
+def test_unasked_it_is_for_where_nothing_else_fits(sizes: str, needed: bool) -> None:
+    asked = f"recommend llama-2-7b --cluster dgx-h100 --nodes 1 {sizes} --cp 1 --tp 1 --json"
+    found = json.loads(planner(asked, columns=400).stdout)
+
+    assert (found["layout"]["offload_fraction"] > 0) is needed

@@ -7,7 +7,7 @@ import pytest
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.search.recommend import Options, search
-from planner.search.stability import pareto_front, stability
+from planner.search.stability import _MEASURED_BY, pareto_front, stability
 from planner.search.targets import TARGETS
 from planner.simulate.step import StepEstimate, estimate_step
 from tests.properties.strategies import cluster, job, model, small
@@ -78,3 +78,7 @@ def test_the_front_of_a_search_begins_with_its_winner() -> None:
     assert times == sorted(times)
     assert sizes == sorted(sizes, reverse=True)
     assert len(front) > 1
+
+
+def test_every_cause_of_a_step_can_be_measured() -> None:
+    assert set(BASE.parts_s) <= set(_MEASURED_BY)
