@@ -14,7 +14,7 @@ from pathlib import Path
 from planner.errors import SpecError
 from planner.formats.reading import Reading, first
 from planner.spec.gpu import bus_factor
-from planner.spec.profile import Kind, LinkCurve
+from planner.spec.measured import Kind, LinkCurve
 
 COLLECTIVES: dict[str, Kind] = {
     "all_reduce": "all_reduce",

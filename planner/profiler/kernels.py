@@ -22,8 +22,8 @@ from planner.model.operations import (
 )
 from planner.profiler.worker import Effort, Worker, checked_s, measured_s
 from planner.spec.job import SoftwareSpec
+from planner.spec.measured import GemmMeasurement
 from planner.spec.model import ModelSpec
-from planner.spec.profile import GemmMeasurement
 
 OUT_OF_CACHE_BYTES = 2**28  # several times the last-level cache of any GPU
 MOST_COPIES = 16

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from planner.profiler.groups import GroupKind
 from planner.profiler.worker import Effort, Worker, checked_s, measured_s
 from planner.spec.gpu import bus_factor
-from planner.spec.profile import Kind, LinkCurve
+from planner.spec.measured import Kind, LinkCurve
 
 KINDS: tuple[Kind, ...] = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 SMALLEST_BYTES, STEP = 4096, 4

@@ -7,7 +7,7 @@ are fitted when a profile is applied, so a better fit needs no new measurement.
 from datetime import date
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
@@ -15,17 +15,28 @@ from planner.spec.cluster import ClusterSpec, ScaleOutSpec
 from planner.spec.files import load
 from planner.spec.fit import GemmPoint, fit_collective, fit_gemm
 from planner.spec.gpu import Bytes, CollectiveCurve, GpuSpec, bus_factor
-from planner.units import parse_seconds
+from planner.spec.measured import (
+    AttentionMeasurement,
+    GemmMeasurement,
+    HostMeasurement,
+    KernelMeasurement,
+    Kind,
+    LaunchMeasurement,
+    LinkCurve,
+    NodeMatrix,
+    OverlapMeasurement,
+    PairLink,
+    RankSpread,
+    Rejected,
+    SharingMeasurement,
+)
 
-PROFILE_VERSION = 1
-Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"]
-RINGS = ("all_reduce", "all_gather", "reduce_scatter")
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
-_Measured = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
+PROFILE_VERSION = 2
+READABLE = (1, PROFILE_VERSION)  # 1 had links and gemms only
 
 
 def _readable(version: int) -> int:
-    if version != PROFILE_VERSION:
+    if version not in READABLE:
         raise ValueError(f"{version} is not {PROFILE_VERSION}; profile again with this planner")
     return version
 
@@ -35,41 +46,10 @@ def _as_text(value: object) -> object:
     return value.isoformat() if isinstance(value, date) else value
 
 
-class LinkCurve(BaseModel):
-    """Seconds of one collective by message size, for one kind of group.
-
-    Sizes follow nccl-tests: the full buffer, for all_gather and reduce_scatter the gathered one.
-    """
-
-    model_config = _FROZEN
-
-    kind: Kind
-    ranks: Annotated[int, Field(ge=2)]
-    level: Literal["domain", "cluster"] = Field(
-        description="domain: all ranks share one scale-up fabric; cluster: the group spans nodes."
-    )
-    ranks_per_node: PositiveInt = Field(1, description="Ranks of the group on each node.")
-    points: tuple[tuple[Bytes, _Measured], ...] = Field(
-        min_length=1, description="Pairs of message bytes and seconds."
-    )
-
-
-class GemmMeasurement(BaseModel):
-    """Seconds of one dense product (m, k) x (k, n)."""
-
-    model_config = _FROZEN
-
-    m: PositiveInt
-    n: PositiveInt
-    k: PositiveInt
-    dtype: str = "bf16"
-    seconds: _Measured
-
-
 class Profile(BaseModel):
     """Measurements of one machine, with what is needed to tell where they come from."""
 
-    model_config = _FROZEN
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Annotated[int, AfterValidator(_readable)] = PROFILE_VERSION
     device: str = Field(description="As the driver names it.")
@@ -77,10 +57,26 @@ class Profile(BaseModel):
     backend: str = Field(description="nccl, gloo, rccl…")
     date: Annotated[str, BeforeValidator(_as_text)] = Field("", description="Like 2025-01-31.")
     torch_version: str = ""
+    driver: str = Field("", description="Version of the GPU driver, or the kernel of a CPU run.")
+    library: str = Field("", description="Collective library and version, like NCCL 2.27.3.")
+    hosts: tuple[str, ...] = Field((), description="Names of the nodes, in the order of ranks.")
+    ranks_per_node: PositiveInt | None = None
+    domain_ranks: PositiveInt | None = Field(None, description="Ranks of one scale-up fabric.")
+    topology: tuple[str, ...] = Field((), description="What the driver or sysfs says of links.")
     source: str = Field("", description="Files of other programs that this was read from.")
     memory_bytes: Bytes | None = Field(None, description="Of one GPU, as the driver reports it.")
     links: tuple[LinkCurve, ...] = ()
+    pairs: tuple[PairLink, ...] = ()
+    node_links: NodeMatrix | None = Field(None, description="Pairs of nodes: rate and latency.")
+    sharing: tuple[SharingMeasurement, ...] = ()
     gemms: tuple[GemmMeasurement, ...] = ()
+    attention: tuple[AttentionMeasurement, ...] = ()
+    kernels: tuple[KernelMeasurement, ...] = ()
+    launch: LaunchMeasurement | None = None
+    overlaps: tuple[OverlapMeasurement, ...] = ()
+    spread: tuple[RankSpread, ...] = ()
+    host: HostMeasurement | None = None
+    rejected: tuple[Rejected, ...] = Field((), description="Named, and used by no estimate.")
 
     @property
     def origin(self) -> str:

@@ -6,7 +6,8 @@ from typer.testing import Result
 
 from planner.errors import SpecError
 from planner.profiler import start
-from planner.spec.profile import GemmMeasurement, Profile
+from planner.spec.measured import GemmMeasurement
+from planner.spec.profile import Profile
 from tests.cli.command import planner
 
 FOUND = Profile(
