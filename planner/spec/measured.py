@@ -138,11 +138,22 @@ class LaunchMeasurement(BaseModel):
 
     model_config = _FROZEN
 
+    tokens: PositiveInt
     op_s: Measured = Field(description="One small operator, many in a row, without waiting.")
-    layer_s: Measured = Field(description="One eager layer, forward and backward.")
+    layer_s: Measured = Field(description="One eager layer, forward and backward, to its end.")
+    layer_issue_s: Measured = Field(description="The same without waiting for the device.")
     layer_kernels: PositiveInt = Field(description="Kernels that the layer is priced with.")
-    layer_kernel_s: Measured = Field(description="Sum of their own measured seconds.")
+    layer_priced_s: NonNegativeFloat = Field(
+        0.0, description="Seconds of these kernels by this profile, without host time."
+    )
     in_order: bool = Field(False, description="The device is the host: nothing is queued.")
+
+    @property
+    def host_op_s(self) -> float:
+        """Host seconds of one kernel; where nothing is queued, beyond the kernel itself."""
+        if self.in_order:
+            return max(0.0, self.layer_s - self.layer_priced_s) / self.layer_kernels
+        return self.layer_issue_s / self.layer_kernels
 
 
 class OverlapMeasurement(BaseModel):

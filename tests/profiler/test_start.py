@@ -13,7 +13,8 @@ from planner.errors import PlannerError, SpecError
 from planner.profiler import start
 from planner.profiler.start import profile, run_passing_on
 from planner.spec.cluster import load_cluster
-from planner.spec.profile import Profile, apply_profile, load_profile
+from planner.spec.machine import apply_profile
+from planner.spec.profile import Profile, load_profile
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from planner.cost.compute import gemm_s
 from planner.errors import SpecError
 from planner.model.operations import Gemm
 from planner.spec.cluster import ScaleOutSpec, load_cluster
-from planner.spec.profile import Profile, apply_profile, load_profile
+from planner.spec.machine import apply_profile
+from planner.spec.profile import Profile, load_profile
 
 SIZES = [4**power for power in range(5, 15)]
 HEAD = {
