@@ -1,10 +1,11 @@
 """What the profiler can be asked: one parser for torchrun and for the dry run. No torch here."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from planner.errors import SpecError
-from planner.profiler.agenda import Wish
+from planner.profiler.agenda import Wish, tasks_of, total_s
 from planner.profiler.tasks import Effort, Machine
 from planner.spec.huggingface import load_model
 from planner.units import MIB, parse_bytes
@@ -60,6 +61,17 @@ def machine_of(
 def effort_of(options: argparse.Namespace, on_gpu: bool) -> Effort:
     """Return how long each thing is measured."""
     return QUICK if options.quick else THOROUGH[on_gpu]
+
+
+def agenda(arguments: Sequence[str], processes: int) -> tuple[list[str], float]:
+    """Return the measurements that would be made, and a guess of their seconds; no torch."""
+    options = parser().parse_args(arguments)
+    on_gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+    machine = machine_of(options, processes, processes, on_gpu)
+    effort = effort_of(options, on_gpu)
+    tasks = tasks_of(machine, wish_of(options, on_gpu))
+    lines = [f"{task.seconds(machine, effort):7.1f} s  {task.name}" for task in tasks]
+    return lines, total_s(tasks, machine, effort)
 
 
 def _positive(text: str) -> int:

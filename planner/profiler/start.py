@@ -92,8 +92,10 @@ def _during(lines: list[str]) -> str:
     return f" about {named[-1]!r}" if named and named[-1] else ""
 
 
-def run_passing_on(command: Sequence[str], timeout_s: float) -> tuple[int, list[str]]:
-    """Run ``command``, copy all it prints to stderr, and return its exit code and lines.
+def run_passing_on(
+    command: Sequence[str], timeout_s: float, quiet: bool = False
+) -> tuple[int, list[str]]:
+    """Run ``command``, copy what it prints to stderr unless quiet; return exit code and lines.
 
     After ``timeout_s`` it ends with all its children, and ``PlannerError`` is raised.
     """
@@ -108,7 +110,7 @@ def run_passing_on(command: Sequence[str], timeout_s: float) -> tuple[int, list[
         start_new_session=True,  # a group of its own, so that all workers can be ended together
     )
     lines: list[str] = []
-    reader = threading.Thread(target=_pass_on, args=(process, lines), daemon=True)
+    reader = threading.Thread(target=_pass_on, args=(process, lines, quiet), daemon=True)
     reader.start()
     try:
         code = process.wait(timeout_s)
@@ -124,11 +126,13 @@ def run_passing_on(command: Sequence[str], timeout_s: float) -> tuple[int, list[
     return code, lines
 
 
-def _pass_on(process: "subprocess.Popen[str]", lines: list[str]) -> None:
+def _pass_on(process: "subprocess.Popen[str]", lines: list[str], quiet: bool) -> None:
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
             lines.append(line.rstrip("\n"))
+            if quiet:
+                continue
             # on a terminal a bar takes the place of the bar before
             bar = sys.stderr.isatty() and line.startswith("[")
             shown = f"\r\x1b[K{lines[-1]}" if bar else line

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from planner.cost.layer import INTERFERENCE, Prices, Seconds, kernels_of
+from planner.cost.layer import Prices, Seconds, kernels_of
 from planner.layout.layout import Layout, Recompute
 from planner.model.operations import Gemm, Shape, mlp_operations
 from planner.spec.job import SoftwareSpec
@@ -161,7 +161,7 @@ def test_hidden_communication_costs_only_the_interference() -> None:
 
     hidden, waited = (table.layer(layout, False).backward.tp for table in (hiding, waiting))
 
-    assert INTERFERENCE * waited < hidden < waited
+    assert hiding.cluster.gpu.interference * waited < hidden < waited
 
 
 def test_small_kernels_wait_for_the_host() -> None:
