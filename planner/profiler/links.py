@@ -102,13 +102,23 @@ def measure_pairs(worker: Worker, task: PairsTask, effort: Effort) -> tuple[Pair
     """Measure a round of pairs: half of a round trip, then each way alone."""
     small, large = (torch.empty(size // 2, dtype=worker.dtype, device=worker.device)
                     for size in (SMALL_BYTES, task.size))  # fmt: skip
+    # least and median are both kept, so a restless link is stored, and seen as one
+    any_spread = float("inf")
     own = next((pair for pair in task.pairs if worker.rank in pair), None)
-    there_back = readings(worker, lambda: _round_trip(own, worker.rank, small), effort)
+
+    def there_and_back() -> None:
+        _round_trip(own, worker.rank, small)
+
+    trips = readings(worker, there_and_back, effort, most_spread=any_spread)
     links = []
     for forth in (True, False):
-        one_way = readings(worker, lambda f=forth: _one_way(own, worker.rank, large, f), effort)  # type: ignore[misc]
+
+        def one_way(forth: bool = forth) -> None:
+            _one_way(own, worker.rank, large, forth)
+
+        ways = readings(worker, one_way, effort, most_spread=any_spread)
         for a, b in task.pairs:
-            trip, way = there_back.of((a, b)), one_way.of((a, b))
+            trip, way = trips.of((a, b)), ways.of((a, b))
             checked_s(way.least_s, moved_bytes=task.size)
             links.append(
                 PairLink(

@@ -141,6 +141,7 @@ def readings(
     call: Callable[[], object],
     effort: Effort,
     refill: Callable[[], object] = lambda: None,
+    most_spread: float = UNSTABLE_SPREAD,
 ) -> Readings:
     """Return the seconds of one ``call``, of every rank and repetition. Collective.
 
@@ -161,7 +162,7 @@ def readings(
         wanted = int(effort.budget_s * (1 + again) / (inner * max(once_s, 1e-9)))
         count = max(effort.least_repetitions, min(effort.most_repetitions, wanted))
         found = _repeated(worker, call, inner, count, refill)
-        if found.spread <= UNSTABLE_SPREAD:
+        if found.spread <= most_spread:
             return found
     raise DoubtfulError(
         f"unstable: the quartiles of {len(found.slowest)} repetitions are {found.spread:.0%} of "

@@ -68,7 +68,7 @@ class KernelCurve(BaseModel):
 
 def operation_key(kind: str, *sizes: float) -> str:
     """Return the name under which one operation of exactly these sizes is kept when measured."""
-    return " ".join([kind, *(f"{size:g}" if size < 1e5 else str(round(size)) for size in sizes)])
+    return " ".join([kind, *(f"{size:.12g}" for size in sizes)])
 
 
 def bus_factor(kind: str, ranks: int) -> float:
