@@ -10,17 +10,10 @@ from typing import Literal
 from planner.profiler.groups import GroupKind
 from planner.spec.gpu import bus_factor
 from planner.spec.measured import Kind, Pass
+from planner.units import format_size
 
 # what a first guess of the duration needs: (FLOP/s, bytes/s of memory, bytes/s of a link, s a call)
 GUESS = {True: (3e14, 1e12, 5e10, 3e-5), False: (5e10, 3e9, 5e8, 5e-4)}
-
-
-def size_text(size_bytes: float) -> str:
-    """Return a size in the largest unit that leaves a whole number."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size_bytes >= scale:
-            return f"{size_bytes / scale:g} {unit}"
-    return f"{size_bytes:g} B"
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +278,7 @@ class OverlapTask:
     @property
     def name(self) -> str:
         """Name for progress and errors."""
-        return f"overlap of a product and {self.kind} of {size_text(self.message)}"
+        return f"overlap of a product and {self.kind} of {format_size(self.message)}"
 
     @property
     def needed_bytes(self) -> float:
@@ -310,7 +303,7 @@ class HostTask:
     def name(self) -> str:
         """Name for progress and errors."""
         at = f" at {self.path}" if self.path else ""
-        return f"host: {self.what} of {size_text(self.size)}{at}"
+        return f"host: {self.what} of {format_size(self.size)}{at}"
 
     @property
     def needed_bytes(self) -> float:

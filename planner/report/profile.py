@@ -10,7 +10,7 @@ from planner.spec.cluster import ClusterSpec
 from planner.spec.gpu import bus_factor
 from planner.spec.measured import LinkCurve
 from planner.spec.profile import Profile
-from planner.units import format_bytes, format_s
+from planner.units import format_s, format_size
 
 SLOW_PAIR = 0.9  # of the median of its level
 SLOW_GROUP = 1.2  # times the median of its siblings
@@ -73,7 +73,7 @@ def _links(profile: Profile) -> Table:
         largest, _ = max(link.points)
         table.add_row(
             link.kind, str(link.ranks), str(link.ranks_per_node),
-            f"{format_s(seconds)} for {size} B", format_bytes(largest),
+            f"{format_s(seconds)} for {format_size(size)}", format_size(largest),
             f"{bus_bytes_per_s(link) / 1e9:.2f} GB/s",
         )  # fmt: skip
     return table

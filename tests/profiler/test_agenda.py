@@ -18,9 +18,9 @@ from planner.profiler.tasks import (
     PairsTask,
     ProductTask,
     Task,
-    size_text,
 )
 from planner.spec.huggingface import load_model
+from planner.units import format_size
 
 LLAMA = load_model("llama-3-8b")  # hidden 4096, 32 heads, 8 kv heads of 128, ffn 14336
 ONE = Machine(1, 1, 1, True)
@@ -146,7 +146,7 @@ def test_ladder_of_sizes(largest: int, sizes: tuple[int, ...]) -> None:
     ("size", "text"), [(5, "5 B"), (4096, "4 KiB"), (2**21, "2 MiB"), (1.5 * 2**30, "1.5 GiB")]
 )
 def test_sizes_in_words(size: float, text: str) -> None:
-    assert size_text(size) == text
+    assert format_size(size) == text
 
 
 def test_shapes_stay_within_the_ranks() -> None:

@@ -16,9 +16,12 @@ pytest.importorskip("torch")
 from planner.profiler.journal import journal_path
 from planner.spec.profile import load_profile
 
-pytestmark = pytest.mark.slow
 WHO = ("rank", "torchrun", "command")
-CASES = [(number, WHO[number % 3]) for number in range(20)]
+FAST = 3  # one of each kind; the others of twenty are slow
+CASES = [
+    pytest.param(number, WHO[number % 3], marks=[pytest.mark.slow] * (number >= FAST))
+    for number in range(20)
+]
 
 
 def command(output: Path) -> list[str]:
@@ -100,6 +103,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path, number: int, who: str) 
     interrupt(tmp_path, number, who)
 
 
+@pytest.mark.slow
 def test_a_rank_that_stops_is_named(tmp_path: Path) -> None:
     output = tmp_path / "profile.json"
     words = [*command(output), "--timeout", "5s"]
