@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from planner.cost.layer import kernels_of
 from planner.model.operations import (
     Attention,
     Elementwise,
@@ -226,7 +227,7 @@ def layer_kernels(model: ModelSpec, shape: Shape) -> int:
     forward = attention_operations(model, shape, TORCH_LAUNCHER)[0]
     forward = forward + make(model, shape, TORCH_LAUNCHER)
     every = forward + [part for one in forward for part in backward(one, TORCH_LAUNCHER)]
-    return sum(getattr(operation, "kernels", 1) for operation in every)
+    return kernels_of(every)
 
 
 def _shared_tasks(machine: Machine, wish: Wish) -> Iterator[Task]:
