@@ -4,8 +4,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from planner.spec.measured import LaunchMeasurement, NodeMatrix
+from planner.spec.measured import LaunchMeasurement
 from planner.spec.model import ModelSpec
+from planner.spec.nodes import NodeLinks
 from planner.spec.profile import Profile
 
 
@@ -30,7 +31,7 @@ def assembled(
     return profile.model_copy(update={"launch": launch})
 
 
-def node_matrix(profile: Profile) -> NodeMatrix | None:
+def node_matrix(profile: Profile) -> NodeLinks | None:
     """Return what every pair of nodes reached; None on one node."""
     per_node = profile.ranks_per_node or profile.world_size
     count = len(profile.hosts)
@@ -44,7 +45,7 @@ def node_matrix(profile: Profile) -> NodeMatrix | None:
         rates[a][b], latencies[a][b] = pair.bytes_per_s, pair.latency_s
     numbered = [f"{host}#{i}" for i, host in enumerate(profile.hosts)]
     distinct = len(set(profile.hosts)) == count
-    return NodeMatrix(
+    return NodeLinks(
         hosts=profile.hosts if distinct else tuple(numbered),
         bytes_per_s=tuple(map(tuple, rates)),
         latency_s=tuple(map(tuple, latencies)),

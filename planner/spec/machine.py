@@ -209,6 +209,9 @@ def cluster_of(profile: Profile, nodes: int | None = None) -> ClusterSpec:
         copies = profile.host.copy_bytes_per_s if profile.host else None
         memory = profile.memory_bytes * per_node
         host = HostSpec(memory_bytes=memory, gpu_link_bytes_per_s=copies or 1e10)
+    links = profile.node_links
+    if links is not None and (len(links.hosts) < count or (profile.domain_ranks or 0) > per_node):
+        links = None  # of more nodes than were measured, or inside a fabric: as if all were alike
     cluster = ClusterSpec(
         name="as profiled",
         gpu=gpu,
@@ -218,6 +221,7 @@ def cluster_of(profile: Profile, nodes: int | None = None) -> ClusterSpec:
         scale_up=link,
         scale_out=net,
         host=host,
+        node_links=links if count > 1 else None,
         sources={"scale_up": profile.origin, "scale_out": profile.origin},
     )
     return apply_profile(cluster, profile)

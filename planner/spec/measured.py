@@ -4,7 +4,7 @@ Seconds are medians over repetitions of the slowest rank; ``spread`` is the dist
 quartiles as a share of the median.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -14,18 +14,16 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    model_validator,
 )
 
-from planner.spec.gpu import Bytes, BytesPerS, Seconds
-from planner.units import parse_rate, parse_seconds
+from planner.spec.gpu import Bytes, BytesPerS
+from planner.units import parse_seconds
 
 Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"]
 Level = Literal["domain", "cluster"]
 Pass = Literal["", "forward", "dgrad", "wgrad"]
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 Measured = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
-_RateOrBroken = Annotated[float, BeforeValidator(parse_rate), Field(ge=0)]
 
 
 class LinkCurve(BaseModel):
@@ -64,30 +62,6 @@ class PairLink(BaseModel):
     latency_median_s: Measured
     bytes_per_s: BytesPerS = Field(description="One way, of a large message, best.")
     bytes_per_s_median: BytesPerS
-
-
-class NodeMatrix(BaseModel):
-    """What each pair of nodes reached, one row per sending node; diagonals are not read."""
-
-    model_config = _FROZEN
-
-    hosts: tuple[str, ...] = Field(min_length=2, description="Names of the nodes, in row order.")
-    bytes_per_s: tuple[tuple[_RateOrBroken, ...], ...] = Field(
-        description="bytes_per_s[i][j] from node i to node j; 0 where it was not measured."
-    )
-    latency_s: tuple[tuple[Seconds, ...], ...] = Field(
-        (), description="The same of a small message; left out: the same for all pairs."
-    )
-    source: str = Field("", description="Program and date of the measurement.")
-
-    @model_validator(mode="after")
-    def _square(self) -> Self:
-        count = len(self.hosts)
-        for name in ("bytes_per_s", "latency_s"):
-            rows = getattr(self, name)
-            if (rows or name == "bytes_per_s") and [len(row) for row in rows] != [count] * count:
-                raise ValueError(f"{name} is no table of {count} x {count}; write one row per host")
-        return self
 
 
 class GemmMeasurement(BaseModel):

@@ -19,13 +19,13 @@ from planner.spec.measured import (
     KernelMeasurement,
     LaunchMeasurement,
     LinkCurve,
-    NodeMatrix,
     OverlapMeasurement,
     PairLink,
     RankSpread,
     Rejected,
     SharingMeasurement,
 )
+from planner.spec.nodes import NodeLinks
 
 PROFILE_VERSION = 2
 READABLE = (1, PROFILE_VERSION)  # 1 had links and gemms only
@@ -63,7 +63,7 @@ class Profile(BaseModel):
     memory_bytes: Bytes | None = Field(None, description="Of one GPU, as the driver reports it.")
     links: tuple[LinkCurve, ...] = ()
     pairs: tuple[PairLink, ...] = ()
-    node_links: NodeMatrix | None = Field(None, description="Pairs of nodes: rate and latency.")
+    node_links: NodeLinks | None = Field(None, description="Pairs of nodes: rate and latency.")
     sharing: tuple[SharingMeasurement, ...] = ()
     gemms: tuple[GemmMeasurement, ...] = ()
     attention: tuple[AttentionMeasurement, ...] = ()

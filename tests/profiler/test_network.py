@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 
 from planner.profiler.start import _end
 from planner.report.profile import findings
-from planner.spec.measured import NodeMatrix
+from planner.spec.nodes import NodeLinks
 from planner.spec.profile import Profile, load_profile
 
 pytestmark = pytest.mark.slow
@@ -121,7 +121,7 @@ def test_every_pair_of_nodes_is_measured_each_way(measured: Profile) -> None:
 
 def test_rates_are_those_of_the_shaped_links(measured: Profile) -> None:
     links = measured.node_links
-    assert isinstance(links, NodeMatrix)
+    assert isinstance(links, NodeLinks)
     for a in range(NODES):
         for b in range(NODES):
             if a == b:

@@ -142,6 +142,20 @@ def test_two_nodes_have_a_network() -> None:
     assert cluster_of(profile(links=links), nodes=8).nodes == 8
 
 
+def test_measured_pairs_of_nodes_reach_the_placement() -> None:
+    rates = [[0, 1e9, 1e8], [1e9, 0, 1e8], [1e8, 1e8, 0]]
+    matrix = {"hosts": ["a", "b", "c"], "bytes_per_s": rates}
+    links = [link(), link("send_recv", "cluster")]
+    measured = profile(links=links, world_size=6, hosts=["a", "b", "c"], node_links=matrix)
+
+    cluster = cluster_of(measured)
+
+    assert cluster.node_links == measured.node_links
+    assert cluster.node_links is not None
+    assert cluster_of(measured, nodes=8).node_links is None
+    assert cluster_of(measured, nodes=1).node_links is None
+
+
 def test_nodes_that_were_not_measured_are_refused() -> None:
     with pytest.raises(SpecError, match="--nodes: 2 nodes, but the profile measured one"):
         cluster_of(profile(), nodes=2)
