@@ -142,7 +142,7 @@ def page(loops: Sequence[Loop]) -> str:
     parts = []
     for loop in loops:
         parts.append(
-            f"## {loop.ranks} processes\n\nProfiled in {loop.profile_s:.0f} s; Spearman "
+            f"### {loop.ranks} processes\n\nProfiled in {loop.profile_s:.0f} s; Spearman "
             f"{loop.spearman:.2f}; the pick is {100 * loop.regret:.1f} % slower than the best; "
             f"mean error {100 * loop.error:.0f} %.\n\n"
             "| layout | estimated s | measured s | error |\n| --- | ---: | ---: | ---: |\n"
