@@ -43,7 +43,7 @@ def node_matrix(profile: Profile) -> NodeLinks | None:
     for pair in across:
         a, b = (rank // per_node for rank in pair.ranks)
         rates[a][b], latencies[a][b] = pair.bytes_per_s, pair.latency_s
-    numbered = [f"{host}#{i}" for i, host in enumerate(profile.hosts)]
+    numbered = [f"{host}-{i}" for i, host in enumerate(profile.hosts)]
     distinct = len(set(profile.hosts)) == count
     return NodeLinks(
         hosts=profile.hosts if distinct else tuple(numbered),

@@ -23,7 +23,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     output = tmp_path_factory.mktemp("profile") / "profile.json"
     options = ("--quick", "--largest", "64 KiB", "--tp", "2", "--seq-len", "64",
                "--micro-batch", "1")  # fmt: skip
-    found = profile(2, "tiny-llama", output, options, timeout_s=60)
+    found = profile(2, "tiny-llama", output, options, timeout_s=240)
     assert load_profile(output) == found
     return found
 
@@ -103,7 +103,7 @@ def test_two_nodes_measure_rails_and_whole_nodes(tmp_path: Path) -> None:
         subprocess.Popen([*torchrun, "--node-rank", node, *options], stderr=subprocess.DEVNULL)
         for node in "01"
     ]
-    codes = [node.wait(60) for node in nodes]
+    codes = [node.wait(240) for node in nodes]
     links = load_profile(output).links
 
     assert codes == [0, 0]
@@ -115,7 +115,7 @@ def test_two_nodes_measure_rails_and_whole_nodes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_a_process_finds_wrong_is_raised_once(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as raised:
-        profile(2, tmp_path / "no-model.json", tmp_path / "profile.json", timeout_s=60)
+        profile(2, tmp_path / "no-model.json", tmp_path / "profile.json", timeout_s=240)
 
     assert len(raised.value.problems) == 1
     assert "no-model.json: no such file" in raised.value.problems[0]
@@ -125,7 +125,7 @@ def test_what_a_process_finds_wrong_is_raised_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_folder_that_is_missing_shows_before_measuring(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"no such folder .*; make it first"):
-        profile(1, None, tmp_path / "absent" / "profile.json", timeout_s=60)
+        profile(1, None, tmp_path / "absent" / "profile.json", timeout_s=240)
 
 
 def test_torch_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
