@@ -80,6 +80,14 @@ def format_bytes(size_bytes: float) -> str:
     return f"{size_bytes / GIB:.1f} GiB"
 
 
+def format_size(size_bytes: float) -> str:
+    """Return a size in the largest unit that leaves a whole number."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:g} {unit}"
+    return f"{size_bytes:g} B"
+
+
 def format_s(seconds: float) -> str:
     """Return a duration with three significant digits and a readable unit."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):

@@ -24,6 +24,7 @@ from planner.cli import (
     recommend,
     report,
     simulate,
+    tune,
     validate,
 )
 from planner.errors import PlannerError
@@ -68,6 +69,7 @@ app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("simulate")(simulate.simulate)
 app.command("validate")(validate.validate)
+app.command("tune")(tune.tune)
 app.command("calibrate")(calibrate.calibrate)
 app.add_typer(profile.profile, name="profile")
 app.command("models")(catalog.models)

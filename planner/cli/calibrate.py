@@ -16,8 +16,10 @@ def calibrate(
                        metavar="RUNS"),
     ],
     cluster: Annotated[
-        str, typer.Option(help="A shipped name (planner clusters) or a YAML file.", metavar="SPEC")
-    ],
+        str | None,
+        typer.Option(help="A shipped name (planner clusters) or a YAML file; default: the machine "
+                     "of --profile.", metavar="SPEC"),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The model of lines that name none.", metavar="MODEL")
     ] = None,

@@ -61,6 +61,12 @@ Calibrated = Annotated[
         "--calibration", help="Factors of your machine (planner calibrate).", metavar="FILE"
     ),
 ]
+Profiled = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", help="Measurements of your machine (planner profile).", metavar="FILE"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 explain = typer.Typer(no_args_is_help=True, help="Explain one layout.")
@@ -89,6 +95,7 @@ def check(
     named: Named = None,
     variables: Set = None,
     calibration: Calibrated = None,
+    profile: Profiled = None,
     as_json: Json = False,
 ) -> None:
     """Say whether one layout starts and fits: exit 0 yes, 1 no, 3 too close to tell."""
@@ -99,8 +106,9 @@ def check(
         given = _stated_twice(ctx)
         batch = micro_batch if "micro_batch" in given else None
         more = Asked(named, cluster, nodes, global_batch, seq_len, batch)
-        if calibration:
-            raise SpecError("--calibration: goes with a MODEL or PLAN, not with a launch file")
+        if calibration or profile:
+            option = "--calibration" if calibration else "--profile"
+            raise SpecError(f"{option}: goes with a MODEL or PLAN, not with a launch file")
         raise typer.Exit(_check_file(model, variables or [], more, as_json))
     from planner.report.memory import check_json, check_report, checked
 
@@ -110,7 +118,8 @@ def check(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel, offload
     )  # fmt: skip
     question = asked(
-        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration
+        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
+        profile,
     )  # fmt: skip
     found = checked(question.model, question.cluster, question.job, question.layout,
                     question.split, question.problems())  # fmt: skip
@@ -170,6 +179,7 @@ def explain_memory(
     sequence_parallel: Sequence = True,
     offload: Away = "none",
     calibration: Calibrated = None,
+    profile: Profiled = None,
     as_json: Json = False,
 ) -> None:
     """Show where the bytes of one layout go, and the cheapest changes that lower the peak."""
@@ -179,7 +189,8 @@ def explain_memory(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel, offload
     )  # fmt: skip
     question = asked(
-        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration
+        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
+        profile,
     )  # fmt: skip
     _explain_memory(question, as_json)
 

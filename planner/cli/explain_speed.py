@@ -38,6 +38,7 @@ def explain_speed(
                      metavar="TIME"),
     ] = None,
     calibration: words.Calibrated = None,
+    profile: words.Profiled = None,
     as_json: words.Json = False,
 ) -> None:  # fmt: skip
     """Show what keeps one layout from the card's peak, and the changes that make it faster."""
@@ -49,7 +50,8 @@ def explain_speed(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel, offload
     )  # fmt: skip
     question = asked(
-        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration
+        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
+        profile,
     )  # fmt: skip
     found = _explained(question, measured_s)
     if as_json:

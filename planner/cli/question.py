@@ -105,17 +105,20 @@ def asked(
     target: str,
     degrees: Degrees,
     calibration: Path | None = None,
+    profile: Path | None = None,
 ) -> Question:
     """Return the question of a model and options, or of a plan file."""
     path = Path(model)
     if path.suffix == ".json" and path.is_file() and '"rank_map"' in path.read_text("utf-8"):
+        if profile is not None:
+            raise SpecError("--profile: a plan has its machine already; give the model instead")
         return of_plan(load(Plan, path), calibration)
-    needed = {"--cluster": cluster, "--global-batch": global_batch, "--seq-len": seq_len}
+    needed = {"--cluster": cluster or profile, "--global-batch": global_batch, "--seq-len": seq_len}
     missing = [name for name, value in needed.items() if value is None]
-    if missing or cluster is None or global_batch is None or seq_len is None:
+    if missing or global_batch is None or seq_len is None:
         raise SpecError(f"{name}: is needed, unless a plan file is given" for name in missing)
     spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, None)
+    machines = chosen_cluster(cluster, nodes, profile)
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
     runner, _ = chosen_target(target, spec, job)
     machines, runner = with_calibration(machines, runner, calibration)

@@ -25,11 +25,16 @@ def recommend(
             help="A shipped name (planner models), a config.json or its folder.", metavar="MODEL"
         ),
     ],
-    cluster: Annotated[
-        str, typer.Option(help="A shipped name (planner clusters) or a YAML file.", metavar="SPEC")
-    ],
     global_batch: Annotated[int, typer.Option(min=1, help="Sequences of one step.", metavar="B")],
     seq_len: Annotated[int, typer.Option(min=1, help="Tokens of one sequence.", metavar="S")],
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="A shipped name (planner clusters) or a YAML file; default: the machine of "
+            "--profile.",
+            metavar="SPEC",
+        ),
+    ] = None,
     nodes: Annotated[
         int | None,
         typer.Option(min=1, help="Machines; default: what the cluster file says.", metavar="N"),

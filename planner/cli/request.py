@@ -12,8 +12,9 @@ from planner.spec.calibration import apply_calibration, calibrated_software, loa
 from planner.spec.cluster import ClusterSpec, load_cluster
 from planner.spec.gpu import GpuSpec
 from planner.spec.job import JobSpec
+from planner.spec.machine import apply_profile, cluster_of
 from planner.spec.model import ModelSpec
-from planner.spec.profile import apply_profile, load_profile
+from planner.spec.profile import load_profile
 
 NOT_FOR_TRAINING = {"fp32", "tf32", "fp64"}
 
@@ -47,7 +48,7 @@ def offload_named(text: str) -> Offload:
 
 
 def chosen_cluster(
-    name: str,
+    name: str | None,
     nodes: int | None,
     profile: Path | None,
     links: Path | None = None,
@@ -55,8 +56,11 @@ def chosen_cluster(
 ) -> ClusterSpec:
     """Return the cluster with the nodes asked for, and the curves and links that were measured.
 
-    ``mixed``: the command knows clusters of several kinds of nodes; others refuse them.
+    Without a name it is the machine that was profiled. ``mixed``: the command knows clusters of
+    several kinds of nodes; others refuse them.
     """
+    if name is None:
+        return _profiled(profile, nodes, links)
     cluster = load_cluster(name)
     if cluster.node_groups and (not mixed or profile is not None):
         what = "--profile" if mixed else "--cluster"
@@ -73,6 +77,16 @@ def chosen_cluster(
     measured = load_profile(profile)
     note(f"profile {profile}: {measured.origin}; it replaces the curves of {cluster.gpu.name}")
     return apply_profile(cluster, measured)
+
+
+def _profiled(profile: Path | None, nodes: int | None, links: Path | None) -> ClusterSpec:
+    """Return the machine that a profile describes by itself."""
+    if profile is None:
+        raise SpecError("--cluster: is needed, unless --profile says what the machine does")
+    measured = load_profile(profile)
+    note(f"profile {profile}: {measured.origin}")
+    cluster = cluster_of(measured, nodes)
+    return cluster if links is None else _with_links(cluster, nodes, links)
 
 
 def _with_nodes(cluster: ClusterSpec, nodes: int) -> ClusterSpec:

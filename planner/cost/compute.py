@@ -8,7 +8,7 @@ from math import ceil
 
 from planner.model.operations import Attention, Elementwise, Gemm
 from planner.spec.cluster import ClusterSpec
-from planner.spec.gpu import AttentionCurve, GemmCurve, GpuSpec
+from planner.spec.gpu import AttentionCurve, GemmCurve, GpuSpec, operation_key
 
 # A GPU without a measured curve: the middle of the measured ones, and half of a kernel's 5-10 us.
 DEFAULT_GEMM = GemmCurve(
@@ -45,7 +45,13 @@ def gemm_s(operation: Gemm, gpu: GpuSpec, dtype: str) -> float:
     ``t = t0 + (T_comp^4 + T_mem^4)^(1/4)`` with
     ``T_comp = 2 m n k / (P e k / (k + k_half) wave^a)``; see ``docs/profile.md``.
     A weight gradient reads and writes its fp32 accumulator. Products of activations stay in bf16.
+    A product that a profile measured in this very shape takes what was measured.
     """
+    if gpu.measured_s and not operation.accumulates:
+        sizes = (operation.m, operation.n, operation.k, operation.copies)
+        seconds = gpu.measured_s.get(operation_key(f"{dtype} {_pass_name(operation)}", *sizes))
+        if seconds is not None:
+            return seconds / gpu.sustained_fraction
     if not operation.weight and dtype not in ("bf16", "fp16", "fp32"):
         dtype = "bf16"
     curve = gpu.gemm.get(dtype, DEFAULT_GEMM)
@@ -64,8 +70,21 @@ def gemm_s(operation: Gemm, gpu: GpuSpec, dtype: str) -> float:
     return curve.overhead_s + float((compute**4 + memory**4) ** 0.25)
 
 
+def _pass_name(operation: Gemm) -> str:
+    """Return how the operands lie: forward, dgrad or wgrad."""
+    last = operation.name.rpartition(" ")[2]
+    return last if last in ("dgrad", "wgrad") else "forward"
+
+
 def attention_s(operation: Attention, gpu: GpuSpec, flash_version: int = 3) -> float:
     """Seconds of fused attention: ``passes * 2 b h s_q s_kv d`` FLOPs, causal counted half."""
+    if gpu.measured_s:
+        way = "backward" if operation.passes > 1 else "forward"
+        heads = operation.batch * operation.heads
+        sizes = (heads, operation.seq_q, operation.seq_kv, operation.head_dim)
+        seconds = gpu.measured_s.get(operation_key(f"attention {way}", *sizes))
+        if seconds is not None:
+            return seconds / gpu.sustained_fraction
     curve = DEFAULT_ATTENTION
     if gpu.attention:
         nearest = min(gpu.attention, key=lambda dim: abs(dim - operation.head_dim))
@@ -82,6 +101,8 @@ def attention_s(operation: Attention, gpu: GpuSpec, flash_version: int = 3) -> f
 
 
 def elementwise_s(operation: Elementwise, gpu: GpuSpec) -> float:
-    """Seconds of kernels bound by memory traffic."""
+    """Seconds of kernels bound by memory traffic; a measured kind by its own line."""
+    if curve := gpu.kernels.get(operation.name):
+        return curve.overhead_s + operation.moved_bytes / curve.bytes_per_s
     moved = operation.moved_bytes / (gpu.memory_bound_fraction * gpu.hbm_bytes_per_s)
     return float(moved + operation.kernels * gpu.launch_s)

@@ -93,4 +93,6 @@ def optimizer_s(
     moved = ADAM_BYTES * sharded_parameters(local, layout)
     moved += CLIP_BYTES_PER_GRADIENT_BYTE * software.gradient_bytes * gradients
     gpu = cluster.gpu
+    if curve := gpu.kernels.get("optimizer"):
+        return curve.overhead_s + moved / curve.bytes_per_s
     return moved / (gpu.memory_bound_fraction * gpu.hbm_bytes_per_s)

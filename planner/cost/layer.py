@@ -32,9 +32,6 @@ from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.spec.parts import part_of
 
-# Compute runs slower while NCCL holds some SMs: mean 0.19 over GPT and LLaMA on A100, H100, MI210
-# and MI250 (arXiv 2507.03114), of the overlapped time.
-INTERFERENCE = 0.19
 KERNELS_PER_COLLECTIVE = 1  # host time of an asynchronous collective, in kernels
 
 
@@ -220,18 +217,20 @@ class Prices:
             available = cover.get(operation.hidden_behind, 0.0)
             covered = min(seconds, available)
             cover[operation.hidden_behind] = available - covered
-            exposed[operation.axis] += seconds - covered + INTERFERENCE * covered
+            exposed[operation.axis] += seconds - covered + self.cluster.gpu.interference * covered
         if self.job.software.overlaps_experts:
             covered = min(exposed["ep"], compute)
-            exposed["ep"] += INTERFERENCE * covered - covered
+            exposed["ep"] += self.cluster.gpu.interference * covered - covered
         gpu_s = compute + sum(exposed.values())
-        host = self.job.software.cpu_op_s * (self._kernels(operations) - graphed)
+        measured_s = self.cluster.gpu.host_op_s
+        op_s = self.job.software.cpu_op_s if measured_s is None else measured_s
+        host = op_s * (self._kernels(operations) - graphed)
         return Seconds(
             compute,
             exposed["tp"],
             exposed["cp"],
             exposed["ep"] + exposed["etp"],
-            max(0.0, host - gpu_s),
+            host if self.cluster.gpu.in_order else max(0.0, host - gpu_s),
         )
 
     def _kernels(self, operations: Iterable[Operation]) -> int:

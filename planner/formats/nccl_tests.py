@@ -14,7 +14,7 @@ from pathlib import Path
 from planner.errors import SpecError
 from planner.formats.reading import Reading, first
 from planner.spec.gpu import bus_factor
-from planner.spec.profile import Kind, LinkCurve
+from planner.spec.measured import Kind, LinkCurve
 
 COLLECTIVES: dict[str, Kind] = {
     "all_reduce": "all_reduce",
@@ -24,7 +24,11 @@ COLLECTIVES: dict[str, Kind] = {
     "sendrecv": "send_recv",
 }
 NOT_PRICED = ("broadcast", "reduce", "gather", "scatter", "hypercube")
-_PREFIX = re.compile(r"^\s*(?:\[\d+,\d+\]<std\w+>:?|\d+:)\s?")
+# of mpirun, of srun and torchrun, of Kubernetes (time, perhaps stream and flag, perhaps pod first)
+_PREFIX = re.compile(
+    r"^\s*(?:\[pod/\S+\]\s)?(?:\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)\s(?:std\w+\s[FP]\s)?)?"
+    r"(?:\[\d+,\d+\]<std\w+>:?|\[\w+\d+\]:|\d+:)?\s?"
+)
 _TEST = re.compile(r"\b(\w+?)_perf\b")
 _HEADER = re.compile(r"^\s*#\s*size\s.*\btime\b.*$")
 _RANK = re.compile(r"Rank\s+(\d+)\s.*?\bon\s+(\S+)\s+device\s+\d+\s+\[[^\]]*\]\s+(.+?)\s*$")

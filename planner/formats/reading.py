@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from planner.spec.profile import GemmMeasurement, LinkCurve
+from planner.spec.measured import GemmMeasurement, LinkCurve
 
 MOST_PROBLEMS = 10
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from planner.errors import SpecError
 from planner.formats.reading import Reading, first
-from planner.spec.profile import GemmMeasurement, Kind, LinkCurve
+from planner.spec.measured import GemmMeasurement, Kind, LinkCurve
 from planner.units import GIB, KIB, MIB
 
 SIZES = (64 * KIB, MIB, 16 * MIB, 256 * MIB)

@@ -14,7 +14,7 @@ from typing import Any
 
 from planner.errors import SpecError
 from planner.formats.reading import Reading, first
-from planner.spec.profile import GemmMeasurement
+from planner.spec.measured import GemmMeasurement
 
 # operator: which of its inputs are the two factors
 PRODUCTS = {"aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::_scaled_mm": (0, 1)}

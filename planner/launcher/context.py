@@ -139,7 +139,7 @@ def lower_right(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=shared)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attend to all keys up to each query's own; [batch, seq, heads, head_dim] all."""
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     if query.shape[2] < key.shape[2]:
@@ -155,13 +155,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tenso
     All have [batch, seq, heads, head_dim] of this rank's tokens; keys may have fewer heads.
     """
     if context.ranks == 1:
-        return _causal(query, key, value)
+        return causal(query, key, value)
     size = query.shape[_SEQUENCE] // 2
     whole_key, whole_value = wholes = context.whole(key), context.whole(value)
     again = context.gathers_again
     with _PartsOnly(context, (key, value), wholes).hooks() if again else nullcontext():
         mixed = [
-            _causal(piece, whole_key[:, : (i + 1) * size], whole_value[:, : (i + 1) * size])
+            causal(piece, whole_key[:, : (i + 1) * size], whole_value[:, : (i + 1) * size])
             for piece, i in zip(query.chunk(2, _SEQUENCE), context.chunks, strict=True)
         ]
     return torch.cat(mixed, _SEQUENCE)

@@ -394,7 +394,8 @@ def backward(operation: Operation, software: SoftwareSpec) -> tuple[Operation, .
     if isinstance(operation, Attention):
         return (operation._replace(name="attention backward", passes=2.5, kernels=3),)
     if isinstance(operation, Elementwise):
-        return (operation._replace(moved_bytes=2 * operation.moved_bytes),)
+        name = f"{operation.name} backward"
+        return (operation._replace(name=name, moved_bytes=2 * operation.moved_bytes),)
     kind = _MIRROR.get(operation.kind, operation.kind)
     mirrored = operation._replace(kind=kind, name=f"{operation.name} backward")
     if operation.axis != "tp" or operation.kind == "reduce_scatter":

@@ -1,136 +1,151 @@
-"""Seconds of the matrix products that a layout of this model runs: forward and both backward ones.
+"""Seconds of the kernels that a layout of this model runs: products, attention, memory traffic.
 
 All ranks compute at once and the slowest counts: it sets the pace of its stage. Operands are
-random (zeros draw less power and run faster) and too large together to stay in cache.
+random (zeros draw less power and run faster); products take turns on several copies, so that they
+do not find their operands in a cache.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from itertools import cycle
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from planner.model.operations import (
-    Gemm,
-    Operation,
-    Shape,
-    attention_operations,
-    backward,
-    head_operations,
-    mlp_operations,
-    moe_operations,
-)
-from planner.profiler.worker import Effort, Worker, checked_s, measured_s
-from planner.spec.job import SoftwareSpec
-from planner.spec.model import ModelSpec
-from planner.spec.profile import GemmMeasurement
+from planner.launcher.context import causal
+from planner.profiler.tasks import AttentionTask, Effort, ProductTask, SpreadTask
+from planner.profiler.worker import Worker, checked_s, readings
+from planner.spec.measured import AttentionMeasurement, GemmMeasurement, RankSpread
 
 OUT_OF_CACHE_BYTES = 2**28  # several times the last-level cache of any GPU
 MOST_COPIES = 16
-READING_FLOPS = 2e11  # products smaller than this share one reading of the clock
+Call = Callable[[], object]
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """(m, k) times (k, n), stored as training stores it.
-
-    ``forward`` multiplies by a weight (n, k) as ``torch.nn.Linear``, ``dgrad`` by the weight as it
-    lies, ``wgrad`` multiplies the transposed input (k, m) by the gradient of the output.
-    """
-
-    m: int
-    n: int
-    k: int
-    pass_: str
-
-    @property
-    def flops(self) -> float:
-        """Multiplications and additions."""
-        return 2.0 * self.m * self.n * self.k
-
-    @property
-    def name(self) -> str:
-        """A short name for progress and errors."""
-        return f"{self.pass_} product {self.m} x {self.n} x {self.k}"
+def measure_product(worker: Worker, task: ProductTask, effort: Effort) -> GemmMeasurement:
+    """Measure one product, or one grouped call over the experts of a rank."""
+    call = _grouped(worker, task) if task.copies > 1 else _dense(worker, task)
+    found = readings(worker, call, effort)
+    return GemmMeasurement(
+        m=task.m,
+        n=task.n,
+        k=task.k,
+        dtype="bf16",
+        seconds=checked_s(found.seconds, flops=task.flops),
+        pass_name=task.pass_,
+        copies=task.copies,
+        skewed=task.skewed,
+        spread=found.spread,
+    )
 
 
-def products(model: ModelSpec, shape: Shape) -> tuple[Product, ...]:
-    """Return the distinct products of one micro-batch, smallest first.
-
-    Of experts, which run in one grouped call, the product of a single one is taken.
-    """
-    software = SoftwareSpec()
-    forward, _ = attention_operations(model, shape, software)
-    if model.moe_layers < model.layers:
-        forward += mlp_operations(model, shape, software)
-    if model.moe is not None:
-        forward += moe_operations(model, shape, software)
-    forward += head_operations(model, shape, software)
-    found = {_product(gemm, "forward") for gemm in forward if isinstance(gemm, Gemm)}
-    for operation in forward:
-        found |= _backward_products(operation, software)
-    return tuple(sorted(found, key=lambda product: (product.flops, product.name)))
+def measure_spread(worker: Worker, task: SpreadTask, effort: Effort) -> RankSpread:
+    """Measure the same product on all ranks for longer; the slowest of a stage sets its pace."""
+    longer = Effort(task.spread_s, effort.warm_up, effort.least_repetitions, 1000)
+    product = ProductTask(task.size, task.size, task.size, "forward")
+    found = readings(worker, _dense(worker, product), longer)
+    each = [found.of([rank]).seconds for rank in range(worker.world_size)]
+    for seconds in each:
+        checked_s(seconds, flops=product.flops)
+    return RankSpread(what=task.name, seconds=tuple(each))
 
 
-def _backward_products(operation: Operation, software: SoftwareSpec) -> set[Product]:
-    if not isinstance(operation, Gemm):
-        return set()
-    gemms = [gemm for gemm in backward(operation, software) if isinstance(gemm, Gemm)]
-    return {_product(gemm, gemm.name.rpartition(" ")[2]) for gemm in gemms}
+def measure_attention(worker: Worker, task: AttentionTask, effort: Effort) -> AttentionMeasurement:
+    """Measure attention as the launcher runs it: zig-zag chunks where a rank has part of them."""
+    found = readings(worker, _attention(worker, task), effort)
+    return AttentionMeasurement(
+        heads=task.batch * task.heads,
+        kv_heads=task.kv_heads,
+        seq_q=task.seq_q,
+        seq_kv=task.seq_kv,
+        head_dim=task.head_dim,
+        backward=task.backward,
+        seconds=checked_s(found.seconds, flops=task.flops),
+        spread=found.spread,
+    )
 
 
-def _product(gemm: Gemm, pass_: str) -> Product:
-    m, n, k = (max(1, round(size)) for size in (gemm.m, gemm.n, gemm.k))
-    return Product(m, n, k, pass_)
+def turns(calls: Sequence[Call]) -> Call:
+    """Return a call that runs the next of ``calls`` each time."""
+    order = cycle(calls)
+    return lambda: next(order)()
 
 
-def measure_products(
-    worker: Worker, wanted: tuple[Product, ...], effort: Effort
-) -> tuple[GemmMeasurement, ...]:
-    """Measure each product; all ranks return the same measurements."""
-    dtype, label = (torch.bfloat16, "bf16") if worker.on_gpu else (torch.float32, "fp32")
-    measured = []
-    for product in wanted:
-        worker.say(f"kernels: {product.name}")
-        inner = 1 if product.flops > READING_FLOPS else effort.inner
-        call = _call(product, dtype, worker.device)
-        seconds = measured_s(worker, call, replace(effort, inner=inner), lambda: None)
-        measured.append(
-            GemmMeasurement(
-                m=product.m,
-                n=product.n,
-                k=product.k,
-                dtype=label,
-                seconds=checked_s(product.name, seconds, flops=product.flops),
-            )
-        )
-    return tuple(measured)
+def random(worker: Worker, *shape: int) -> Tensor:
+    """Return random numbers in the dtype of training."""
+    return torch.randn(shape, device=worker.device).to(worker.dtype)
 
 
-def _call(product: Product, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    """Return one product on the next of several copies of its operands."""
-    m, n, k = product.m, product.n, product.k
+def _copies(worker: Worker, one_bytes: float) -> int:
+    return min(MOST_COPIES, int(OUT_OF_CACHE_BYTES // one_bytes) + 1) if worker.on_gpu else 1
+
+
+def _dense(worker: Worker, task: ProductTask) -> Call:
+    m, n, k = task.m, task.n, task.k
     left, right = {
         "forward": ((m, k), (n, k)),
         "dgrad": ((m, k), (k, n)),
         "wgrad": ((k, m), (k, n)),
-    }[product.pass_]
-    one_bytes = (m * k + k * n + m * n) * dtype.itemsize
-    copies = min(MOST_COPIES, -(-OUT_OF_CACHE_BYTES // one_bytes)) if device.type == "cuda" else 1
-    operands = [
-        (torch.randn(left, device=device).to(dtype), torch.randn(right, device=device).to(dtype))
-        for _ in range(copies)
-    ]
+    }[task.pass_]
     multiply: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "forward": torch.nn.functional.linear,
+        "forward": functional.linear,
         "dgrad": torch.matmul,
         "wgrad": lambda inputs, gradient: inputs.t() @ gradient,
     }
-    turn = 0
+    run = multiply[task.pass_]
+    pairs = [
+        (random(worker, *left), random(worker, *right))
+        for _ in range(_copies(worker, task.needed_bytes))
+    ]
+    return turns([lambda a=a, b=b: run(a, b) for a, b in pairs])  # type: ignore[misc]
 
-    def call() -> Tensor:
-        nonlocal turn
-        turn = (turn + 1) % copies
-        return multiply[product.pass_](*operands[turn])
 
-    return call
+def _ends(task: ProductTask, rows_each: int, device: torch.device) -> Tensor:
+    """Return where the rows of each expert end: equal shares, or half of all for the first."""
+    total = rows_each * task.copies
+    counts = [rows_each] * task.copies
+    if task.skewed:
+        rest, left = divmod(total - total // 2, task.copies - 1)
+        counts = [total // 2] + [rest + (i < left) for i in range(task.copies - 1)]
+    return torch.tensor(counts).cumsum(0, dtype=torch.int32).to(device)
+
+
+def _grouped(worker: Worker, task: ProductTask) -> Call:
+    """Return one grouped call over ``copies`` experts, as the launcher's experts make it."""
+    m, n, k, experts = task.m, task.n, task.k, task.copies
+    if task.pass_ == "wgrad":  # (k, m)^T (k, n) for each expert: k rows each
+        ends = _ends(task, k, worker.device)
+        inputs, gradient = random(worker, k * experts, m), random(worker, k * experts, n)
+        return lambda: functional.grouped_mm(inputs.t(), gradient, offs=ends)
+    ends = _ends(task, m, worker.device)
+    rows, weights = random(worker, m * experts, k), random(worker, experts, k, n)
+    if task.pass_ == "forward":
+        weights = random(worker, experts, n, k).transpose(1, 2)
+    return lambda: functional.grouped_mm(rows, weights, offs=ends)
+
+
+def _attention(worker: Worker, task: AttentionTask) -> Call:
+    """Return one pass of attention over this rank's queries."""
+    batch, dim = task.batch, task.head_dim
+    query = random(worker, batch, task.seq_q, task.heads, dim)
+    key, value = (random(worker, batch, task.seq_kv, task.kv_heads, dim) for _ in range(2))
+    inputs = [tensor.requires_grad_(task.backward) for tensor in (query, key, value)]
+
+    def forward() -> Tensor:
+        if task.seq_q == task.seq_kv:
+            return causal(*inputs)
+        # the first and the last chunk: what the first rank of a context-parallel group holds
+        first, last = inputs[0].chunk(2, 1)
+        size = first.shape[1]
+        early = causal(first, inputs[1][:, :size], inputs[2][:, :size])
+        return torch.cat((early, causal(last, *inputs[1:])), 1)
+
+    if not task.backward:
+        return forward
+    return backward_of(forward(), inputs)
+
+
+def backward_of(output: Tensor, inputs: Sequence[Tensor]) -> Call:
+    """Return a call that runs the backward pass of ``output`` alone, again and again."""
+    gradient = torch.randn_like(output)
+    return lambda: torch.autograd.grad(output, tuple(inputs), gradient, retain_graph=True)

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from planner.errors import PlannerError, SpecError
+from planner.profiler.journal import journal_path
+from planner.profiler.watch import PARENT
 from planner.spec.profile import Profile, load_profile
 
 KEPT_LINES = 20
+TERMINATED = 15  # how torchrun ends the others
 
 
 def profile(
@@ -21,7 +24,7 @@ def profile(
     model: str | Path | None,
     output: Path,
     options: Sequence[str] = (),
-    timeout_s: float = 3600.0,
+    timeout_s: float = 6 * 3600.0,
 ) -> Profile:
     """Measure this machine with ``processes`` processes; return the profile written to ``output``.
 
@@ -39,24 +42,60 @@ def profile(
     workers = ["--nproc-per-node", str(processes), "-m", "planner.profiler"]
     code, lines = run_passing_on([*torchrun, *workers, *chosen], timeout_s)
     if code:
-        raise _failure(code, lines)
+        raise _failure(code, lines, output)
     return load_profile(output)
 
 
-def _failure(code: int, lines: list[str]) -> PlannerError:
+def _failure(code: int, lines: list[str], output: Path) -> PlannerError:
     """Return the error that the processes reported, or else what they said last."""
+    kept = ""
+    if journal_path(output).exists():
+        kept = "; what is measured is kept, the same command again goes on (or add --restart)"
     if said := dict.fromkeys(line[7:] for line in lines if line.startswith("error: ")):
-        return SpecError(said)
+        stalled = any(line.startswith("no progress for ") for line in said)
+        return PlannerError(f"{line}{kept}" for line in said) if stalled else SpecError(said)
+    if killed := _killed(lines):
+        return PlannerError(f"{killed}{_during(lines)}{kept}")
+    if code < 0:
+        return PlannerError(f"torchrun was ended by {_signal(-code)}{_during(lines)}{kept}")
     # torch marks the traceback of each process by its rank; its last line names the exception
     raised = (re.match(r"\[rank\d+\]: (\S*(?:Error|Exception)\b.*)", line) for line in lines)
     if reasons := dict.fromkeys(match[1] for match in raised if match):
-        return PlannerError(f"the profiler stopped: {reason}" for reason in reasons)
+        return PlannerError(f"the profiler stopped: {reason}{kept}" for reason in reasons)
     last = "\n".join(lines[-KEPT_LINES:])
-    return PlannerError(f"the profiler stopped with exit code {code}; it said last:\n{last}")
+    return PlannerError(f"the profiler stopped with exit code {code}{kept}; it said last:\n{last}")
 
 
-def run_passing_on(command: Sequence[str], timeout_s: float) -> tuple[int, list[str]]:
-    """Run ``command``, copy all it prints to stderr, and return its exit code and lines.
+def _killed(lines: list[str]) -> str:
+    """Return who was ended by a signal, from the report of torchrun: the first, not its peers."""
+    rank = ""
+    for line in lines:
+        if match := re.match(r"\s*rank\s*: (\d+)", line):
+            rank = match[1]
+        elif (match := re.match(r"\s*exitcode\s*: -(\d+)", line)) and int(match[1]) != TERMINATED:
+            return f"rank {rank} was ended by {_signal(int(match[1]))}"
+    return ""
+
+
+def _signal(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    often = " (often the kernel, out of memory)" if name == "SIGKILL" else ""
+    return f"{name}{often}"
+
+
+def _during(lines: list[str]) -> str:
+    """Return which measurement ran, from the last line of progress."""
+    named = [line.partition(" left: ")[2] for line in lines if line.startswith("[")]
+    return f" about {named[-1]!r}" if named and named[-1] else ""
+
+
+def run_passing_on(
+    command: Sequence[str], timeout_s: float, quiet: bool = False
+) -> tuple[int, list[str]]:
+    """Run ``command``, copy what it prints to stderr unless quiet; return exit code and lines.
 
     After ``timeout_s`` it ends with all its children, and ``PlannerError`` is raised.
     """
@@ -66,11 +105,12 @@ def run_passing_on(command: Sequence[str], timeout_s: float) -> tuple[int, list[
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={"OMP_NUM_THREADS": "1", **os.environ},  # what torchrun would set, with a warning
+        # one thread is what torchrun would set, with a warning
+        env={"OMP_NUM_THREADS": "1", **os.environ, PARENT: str(os.getpid())},
         start_new_session=True,  # a group of its own, so that all workers can be ended together
     )
     lines: list[str] = []
-    reader = threading.Thread(target=_pass_on, args=(process, lines), daemon=True)
+    reader = threading.Thread(target=_pass_on, args=(process, lines, quiet), daemon=True)
     reader.start()
     try:
         code = process.wait(timeout_s)
@@ -86,12 +126,17 @@ def run_passing_on(command: Sequence[str], timeout_s: float) -> tuple[int, list[
     return code, lines
 
 
-def _pass_on(process: "subprocess.Popen[str]", lines: list[str]) -> None:
+def _pass_on(process: "subprocess.Popen[str]", lines: list[str], quiet: bool) -> None:
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
             lines.append(line.rstrip("\n"))
-            print(line, end="", file=sys.stderr, flush=True)
+            if quiet:
+                continue
+            # on a terminal a bar takes the place of the bar before
+            bar = sys.stderr.isatty() and line.startswith("[")
+            shown = f"\r\x1b[K{lines[-1]}" if bar else line
+            print(shown, end="", file=sys.stderr, flush=True)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from planner.cost.compute import mean_peak
 from planner.cost.data_parallel import optimizer_s, replicas, shares, sync_s
 from planner.cost.imbalance import slow_node_stall_s
-from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
+from planner.cost.layer import PassCost, Prices, Seconds
 from planner.errors import LayoutError
 from planner.layout.layout import Layout, Recompute
 from planner.layout.local import LocalParameters, stage_local
@@ -111,10 +111,10 @@ class StepCosts:
         return [self.costs[stage] for stage in self.held[rank]]
 
 
-def _left_exposed(communication_s: float, compute_s: float) -> float:
+def _left_exposed(communication_s: float, compute_s: float, interference: float) -> float:
     """Seconds that communication adds to compute it runs beside: the rest, and the slowdown."""
     covered = min(communication_s, compute_s)
-    return communication_s - covered + INTERFERENCE * covered
+    return communication_s - covered + interference * covered
 
 
 def _sharded_layer_s(
@@ -141,8 +141,8 @@ def _sharded_layer_s(
     if not software.overlap_param_gather:
         return forward, backward
     return (
-        _left_exposed(forward, cost.forward.total),
-        _left_exposed(backward, cost.backward.total),
+        _left_exposed(forward, cost.forward.total, cluster.gpu.interference),
+        _left_exposed(backward, cost.backward.total, cluster.gpu.interference),
     )
 
 
@@ -190,7 +190,7 @@ def _gradient_tail_s(
     late = software.reduces_after_pipeline and layout.pp > 1
     if late or not software.overlap_grad_reduce:
         return total
-    return last + _left_exposed(total - last, last_s)
+    return last + _left_exposed(total - last, last_s, prices.cluster.gpu.interference)
 
 
 def _weight_gather_s(
@@ -205,7 +205,7 @@ def _weight_gather_s(
     total, one = sync_s("all_gather", parts, WEIGHT_BYTES, bucket, prices.cluster)
     if not software.overlap_param_gather:
         return total
-    return one + _left_exposed(total - one, first_s)
+    return one + _left_exposed(total - one, first_s, prices.cluster.gpu.interference)
 
 
 def step_costs(

@@ -112,6 +112,11 @@ def calibrated_software(software: SoftwareSpec, factors: dict[str, float]) -> So
 def _calibrated_gpu(gpu: GpuSpec, factors: dict[str, float]) -> GpuSpec:
     compute, memory = factors.get("compute_speed", 1.0), factors.get("memory_speed", 1.0)
     collectives = factors.get("collective_speed", 1.0)
+    host_time = factors.get("host_time", 1.0)
+    kernels = {
+        name: curve.model_copy(update={"bytes_per_s": curve.bytes_per_s * memory})
+        for name, curve in gpu.kernels.items()
+    }
     curves = {
         kind: tuple(_faster(curve, collectives) for curve in own)
         for kind, own in gpu.collectives.items()
@@ -121,6 +126,8 @@ def _calibrated_gpu(gpu: GpuSpec, factors: dict[str, float]) -> GpuSpec:
             "sustained_fraction": gpu.sustained_fraction * compute,
             "memory_bound_fraction": min(1.0, gpu.memory_bound_fraction * memory),
             "collectives": curves,
+            "host_op_s": None if gpu.host_op_s is None else gpu.host_op_s * host_time,
+            "kernels": kernels,
         }
     )
 

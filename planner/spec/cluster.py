@@ -30,11 +30,11 @@ def _by_name(value: object) -> object:
 
 
 class ScaleUpSpec(BaseModel):
-    """The fabric inside one domain: NVLink, xGMI, or PCIe."""
+    """The fabric inside one domain: NVLink, xGMI, PCIe, or the memory of a host."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["nvlink", "xgmi", "pcie"]
+    kind: Literal["nvlink", "xgmi", "pcie", "host"]
     bytes_per_s: BytesPerS = Field(description="Per GPU and direction.")
     latency_s: Seconds = Field(1e-6, description="One step of a ring inside the domain.")
 

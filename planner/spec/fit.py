@@ -3,12 +3,15 @@
 Errors are relative: a small message counts as much as a large one. numpy is imported on use.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import SpecError
-from planner.spec.gpu import CollectiveCurve, GemmCurve, GpuSpec
+from planner.spec.gpu import AttentionCurve, CollectiveCurve, GemmCurve, GpuSpec, KernelCurve
+from planner.spec.measured import AttentionMeasurement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +99,43 @@ def fit_gemm(points: list[GemmPoint], gpu: GpuSpec, dtype: str) -> tuple[GemmCur
         }
         efficiency, k_half = _zoom(efficiency, int(i), 0.001, 1.0), _zoom(k_half, int(j), 0, 1e5)
     return prior.model_copy(update=best), residual
+
+
+def fit_kernel(points: Sequence[tuple[float, float]]) -> KernelCurve:
+    """Fit ``t = a + x / rate`` to (bytes, seconds) pairs by the line through the outermost two.
+
+    One size tells the rate only. Where more bytes took no longer, the rate is that of the largest.
+    """
+    (small, small_s), (large, large_s) = min(points), max(points)
+    slope = (large_s - small_s) / (large - small) if large > small else 0.0
+    start = large_s - slope * large
+    if slope <= 0 or start < 0:
+        return KernelCurve(overhead_s=0.0, bytes_per_s=large / large_s)
+    return KernelCurve(overhead_s=start, bytes_per_s=1 / slope)
+
+
+def fit_attention(
+    measured: Sequence[AttentionMeasurement], head_dim: int, gpu: GpuSpec
+) -> AttentionCurve:
+    """Return a curve of one efficiency for shapes that were not measured: the median of these.
+
+    Causal attention is counted half. Efficiencies are shares of the half-precision peak.
+    """
+    peak = gpu.peak_flops.get("bf16") or gpu.peak_flops["fp16"]
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    for one in measured:
+        if one.head_dim == head_dim:
+            flops = 2.0 * one.heads * one.seq_q * one.seq_kv * head_dim
+            rates[one.backward].append(flops * (2.5 if one.backward else 1.0) / one.seconds)
+    forward = median(rates[False] or rates[True])
+    backward = median(rates[True]) if rates[True] else forward
+    return AttentionCurve(
+        efficiency=min(1.0, forward / (peak * gpu.sustained_fraction)),
+        s_half=0,
+        wave_exponent=0,
+        overhead_s=0,
+        backward_ratio=forward / backward,
+    )
 
 
 def _bounds(

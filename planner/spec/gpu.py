@@ -57,6 +57,20 @@ class CollectiveCurve(BaseModel):
     gamma_s_per_sqrt_byte: float = Field(0.0, ge=0)
 
 
+class KernelCurve(BaseModel):
+    """Measured seconds of one kind of memory-bound operation: ``overhead_s + bytes / rate``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    overhead_s: Seconds
+    bytes_per_s: BytesPerS
+
+
+def operation_key(kind: str, *sizes: float) -> str:
+    """Return the name under which one operation of exactly these sizes is kept when measured."""
+    return " ".join([kind, *(f"{size:.12g}" for size in sizes)])
+
+
 def bus_factor(kind: str, ranks: int) -> float:
     """Bytes on the busiest link ÷ message bytes, as nccl-tests counts them."""
     if kind in ("send_recv", "broadcast"):
@@ -87,6 +101,25 @@ class GpuSpec(BaseModel):
         default_factory=dict, description="Speed of FlashAttention 1, 2 ÷ the attention curve."
     )
     launch_s: Seconds = Field(2e-6, description="Gap between two queued kernels.")
+    host_op_s: Seconds | None = Field(
+        None, description="Host time of one kernel, measured; before that of the software."
+    )
+    in_order: bool = Field(
+        False, description="Work runs on the host thread that issues it (a CPU): nothing queues."
+    )
+    interference: float = Field(
+        0.19,
+        ge=0,
+        le=1,
+        description="Seconds lost ÷ seconds overlapped when a collective runs beside compute: mean "
+        "over GPT and LLaMA on A100, H100, MI210 and MI250 (arXiv 2507.03114).",
+    )
+    measured_s: dict[str, Seconds] = Field(
+        default_factory=dict, description="Seconds of single operations, by ``operation_key``."
+    )
+    kernels: dict[str, KernelCurve] = Field(
+        default_factory=dict, description="Memory-bound operations by name, measured."
+    )
     gemm: dict[str, GemmCurve] = Field(default_factory=dict)
     attention: dict[int, AttentionCurve] = Field(
         default_factory=dict, description="By head dimension; the nearest one is used."

@@ -6,7 +6,8 @@ from typer.testing import Result
 
 from planner.errors import SpecError
 from planner.profiler import start
-from planner.spec.profile import GemmMeasurement, Profile
+from planner.spec.measured import GemmMeasurement
+from planner.spec.profile import Profile
 from tests.cli.command import planner
 
 FOUND = Profile(
@@ -32,9 +33,13 @@ def test_starts_the_profiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     result = planner_run(file, "--quick")
 
     assert result.exit_code == 0
-    assert asked == [(2, Path("tiny-llama"), file, ("--quick",))]
+    ((nproc, model, output, words),) = asked
+    assert (nproc, model, output) == (2, Path("tiny-llama"), file)
+    assert isinstance(words, tuple)
+    assert words[words.index("--seq-len") + 1] == "4096"
+    assert words[-1] == "--quick"
     assert result.stdout == f"planner recommend tiny-llama --profile {file} ...\n"
-    assert "0 link curves and 1 matrix products measured on TestGPU" in result.stderr
+    assert "0 link curves and 1 kernels measured on TestGPU" in result.stderr
 
 
 def test_what_the_profiler_says_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -66,12 +71,50 @@ def test_an_unknown_model_starts_nothing(tmp_path: Path) -> None:
     assert "model 'llama-9' is not shipped" in result.stderr
 
 
+def test_a_dry_run_measures_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+
+    result = planner_run(file, "--dry-run", "--seq-len", "64")
+
+    assert result.exit_code == 0, result.stderr
+    assert "all_reduce, 2 ranks, 2 per node, in one domain" in result.stdout
+    assert "measurements, about " in result.stderr
+    assert not file.exists()
+
+
+def test_show_diff_and_merge(tmp_path: Path) -> None:
+    one, two, both = (tmp_path / name for name in ("one.json", "two.json", "both.json"))
+    one.write_text(FOUND.model_dump_json())
+    faster = GemmMeasurement(m=1, n=1, k=1, seconds=0.5)
+    two.write_text(FOUND.model_copy(update={"gemms": (faster,)}).model_dump_json())
+
+    shown = planner("profile show", one)
+    changes = planner("profile diff", one, two)
+    merged = planner("profile merge", one, two, "--output", both)
+
+    assert shown.exit_code == changes.exit_code == merged.exit_code == 0
+    assert "2 x TestGPU" in shown.stdout
+    assert "-50%" in changes.stdout
+    assert json.loads(both.read_text())["gemms"][0]["seconds"] == 0.5
+
+
+def test_profiles_of_two_machines_do_not_merge(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    one.write_text(FOUND.model_dump_json())
+    two.write_text(FOUND.model_copy(update={"device": "Other"}).model_dump_json())
+
+    result = planner("profile merge", one, two, "--output", tmp_path / "both.json")
+
+    assert result.exit_code == 2
+    assert "device: 'TestGPU', 'Other' differ" in result.stderr
+
+
 @pytest.mark.slow
 def test_measures_this_machine(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     file = tmp_path / "profile.json"
 
-    result = planner_run(file, "--quick")
+    result = planner_run(file, "--quick", "--seq-len", "64", "--micro-batch", "1")
 
     assert result.exit_code == 0, result.stderr
     found = json.loads(file.read_text())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from planner.cost.layer import INTERFERENCE, Prices, Seconds, kernels_of
+from planner.cost.layer import Prices, Seconds, kernels_of
 from planner.layout.layout import Layout, Recompute
 from planner.model.operations import Gemm, Shape, mlp_operations
 from planner.spec.job import SoftwareSpec
@@ -161,7 +161,7 @@ def test_hidden_communication_costs_only_the_interference() -> None:
 
     hidden, waited = (table.layer(layout, False).backward.tp for table in (hiding, waiting))
 
-    assert INTERFERENCE * waited < hidden < waited
+    assert hiding.cluster.gpu.interference * waited < hidden < waited
 
 
 def test_small_kernels_wait_for_the_host() -> None:
@@ -221,14 +221,13 @@ def test_tensor_parallelism_gathers_what_the_product_takes(precision: str) -> No
 
 def test_experts_exchange_behind_another_micro_batch() -> None:
     layout = Layout(ep=8, dp=8, micro_batch=4)
-    open_, hidden = (
-        priced(small_moe(), software(overlaps_experts=hides)).layer(layout, True).forward
-        for hides in (False, True)
-    )
+    tables = [priced(small_moe(), software(overlaps_experts=hides)) for hides in (False, True)]
+    open_, hidden = (table.layer(layout, True).forward for table in tables)
 
     covered = min(open_.ep, open_.compute)
+    lost = tables[0].cluster.gpu.interference * covered
     assert hidden.compute == open_.compute
-    assert hidden.ep == pytest.approx(open_.ep - (1 - INTERFERENCE) * covered)
+    assert hidden.ep == pytest.approx(open_.ep - covered + lost)
 
 
 def test_a_router_of_groups_crosses_less_network() -> None:

@@ -10,7 +10,8 @@ from planner.cost.collectives import Group, collective_s
 from planner.errors import SpecError
 from planner.formats.measurements import FORMATS, import_profile
 from planner.spec.cluster import load_cluster
-from planner.spec.profile import apply_profile, load_profile
+from planner.spec.machine import apply_profile
+from planner.spec.profile import load_profile
 from tests.cli.command import planner
 from tests.formats.measured import kernel, nccl_tests, operator, seconds, simumax, torch_trace
 

@@ -1,5 +1,7 @@
 """nccl-tests logs: any collective, nodes, prefixes and mixed output, and what is wrong in one."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,31 @@ def test_lines_of_nccl_in_between_do_not_matter() -> None:
     mixed = [part for line in lines for part in (line, "node-0:900:912 [0] NCCL INFO Ring 0 of 8")]
 
     assert read_nccl_tests(LOG, "\n".join(mixed)).links == read_nccl_tests(LOG, nccl_tests()).links
+
+
+# how logs reach the web: what stands before each line, and what older programs print otherwise
+STAMP = "2025-03-01T10:00:00.123456789Z "
+SHAPES: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "mpirun --tag-output": lambda line: f"[1,0]<stdout>:{line}",
+    "srun --label": lambda line: f"00: {line}",
+    "torchrun": lambda line: f"[default0]:{line}",
+    "container runtime": lambda line: f"{STAMP}stdout F {line}",
+    "kubectl logs --timestamps --prefix": lambda line: f"[pod/job-worker-0/nccl] {STAMP}{line}",
+    "bus numbers of 2020": lambda line: line.replace("[0000:", "[0x").replace(":00:00]", "]"),
+    "ranks without groups": lambda line: re.sub(r" Group\s+\d+", "", line),
+    "rccl-tests": lambda line: line.replace("nccl-tests version", "rccl-tests: RCCL version"),
+}
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "alltoall"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logs_of_every_shape_hold_the_same_curve(shape: str, kind: str) -> None:
+    plain = nccl_tests(kind, 16, 2)
+    text = "".join(f"{SHAPES[shape](line)}\n" for line in plain.splitlines())
+
+    assert is_nccl_tests(text)
+    assert read_nccl_tests(LOG, text).links == read_nccl_tests(LOG, plain).links
 
 
 # a log that does not name its test: file, collective and ranks, what is said with --collective

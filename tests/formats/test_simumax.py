@@ -12,7 +12,8 @@ from planner.errors import SpecError
 from planner.formats.simumax import SIZES, is_simumax, read_simumax
 from planner.model.operations import Gemm
 from planner.spec.cluster import load_cluster
-from planner.spec.profile import Profile, apply_profile
+from planner.spec.machine import apply_profile
+from planner.spec.profile import Profile
 from planner.units import GIB
 from tests.formats.measured import simumax
 

@@ -13,15 +13,17 @@ from planner.errors import PlannerError, SpecError
 from planner.profiler import start
 from planner.profiler.start import profile, run_passing_on
 from planner.spec.cluster import load_cluster
-from planner.spec.profile import Profile, apply_profile, load_profile
+from planner.spec.machine import apply_profile
+from planner.spec.profile import Profile, load_profile
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """Return a profile that two processes really measured."""
     output = tmp_path_factory.mktemp("profile") / "profile.json"
-    options = ("--quick", "--largest", "64 KiB", "--tp", "2", "--seq-len", "64")
-    found = profile(2, "tiny-llama", output, options, timeout_s=60)
+    options = ("--quick", "--largest", "64 KiB", "--tp", "2", "--seq-len", "64",
+               "--micro-batch", "1")  # fmt: skip
+    found = profile(2, "tiny-llama", output, options, timeout_s=240)
     assert load_profile(output) == found
     return found
 
@@ -32,31 +34,54 @@ def test_two_processes_measure_every_collective(measured: Profile) -> None:
 
     assert measured.world_size == 2
     assert measured.backend in ("gloo", "nccl")
-    assert [link.kind for link in measured.links] == kinds
+    # on a machine with other work a curve may be doubted; then it is named
+    doubted = [one for one in measured.rejected if "in one domain" in one.what]
+    assert [link.kind for link in measured.links] == kinds or doubted
     for link in measured.links:
         assert (link.ranks, link.level, link.ranks_per_node) == (2, "domain", 2)
-        assert [size for size, _ in link.points] == [4096, 16384, 65536]
+        assert {size for size, _ in link.points} <= {4096, 16384, 65536}
         assert all(0 < seconds < 10 for _, seconds in link.points)
 
 
 @pytest.mark.slow
-def test_two_processes_measure_the_products_of_the_model(measured: Profile) -> None:
-    from planner.model.operations import Shape
-    from planner.profiler.kernels import products
+def test_two_processes_measure_the_kernels_of_the_model(measured: Profile) -> None:
+    from planner.profiler.agenda import Wish, kernel_tasks
+    from planner.profiler.tasks import AttentionTask, KernelTask, Machine, ProductTask
     from planner.spec.huggingface import load_model
 
-    wanted = products(load_model("tiny-llama"), Shape(1, 64, tp=2, sequence_parallel=True))
+    model = load_model("tiny-llama")
+    tasks = kernel_tasks(Machine(2, 2, 2, False), model, Wish(model, 64, (1,), tp=(2,)))
+    doubted = {one.what for one in measured.rejected}
+    wanted = {
+        kind: sum(isinstance(task, kind) and task.name not in doubted for task in tasks)
+        for kind in (ProductTask, AttentionTask, KernelTask)
+    }
 
-    assert [(g.m, g.n, g.k) for g in measured.gemms] == [(w.m, w.n, w.k) for w in wanted]
-    assert all(0 < gemm.seconds < 10 for gemm in measured.gemms)
+    assert len(measured.gemms) == wanted[ProductTask] > 0
+    assert len(measured.attention) == wanted[AttentionTask]
+    assert all(0 < one.seconds < 10 for one in (*measured.gemms, *measured.attention))
+
+
+@pytest.mark.slow
+def test_the_profile_tells_where_it_is_from(measured: Profile) -> None:
+    assert measured.version == 2
+    assert measured.hosts
+    assert measured.ranks_per_node == 2
+    assert measured.driver
+    assert measured.library
+    assert measured.torch_version
+    assert [pair.ranks for pair in measured.pairs] in ([(0, 1), (1, 0)], [])
+    assert measured.host is not None
+    assert measured.host.copy_bytes_per_s
 
 
 @pytest.mark.slow
 def test_a_cluster_takes_the_profile_over(measured: Profile) -> None:
     cluster = load_cluster("dgx-h100")
     taken = apply_profile(cluster, measured)
-    curve = next(c for c in taken.gpu.collectives["all_reduce"] if c.ranks == 2)
-    size, seconds = measured.links[0].points[-1]
+    link = measured.links[0]
+    curve = next(c for c in taken.gpu.collectives[link.kind] if c.ranks == 2)
+    size, seconds = link.points[-1]
 
     # one curve through noisy points of a shared CPU: the order of magnitude is right
     fitted = curve.alpha_s + size / curve.bytes_per_s + curve.gamma_s_per_sqrt_byte * size**0.5
@@ -78,7 +103,7 @@ def test_two_nodes_measure_rails_and_whole_nodes(tmp_path: Path) -> None:
         subprocess.Popen([*torchrun, "--node-rank", node, *options], stderr=subprocess.DEVNULL)
         for node in "01"
     ]
-    codes = [node.wait(60) for node in nodes]
+    codes = [node.wait(240) for node in nodes]
     links = load_profile(output).links
 
     assert codes == [0, 0]
@@ -90,7 +115,7 @@ def test_two_nodes_measure_rails_and_whole_nodes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_a_process_finds_wrong_is_raised_once(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as raised:
-        profile(2, tmp_path / "no-model.json", tmp_path / "profile.json", timeout_s=60)
+        profile(2, tmp_path / "no-model.json", tmp_path / "profile.json", timeout_s=240)
 
     assert len(raised.value.problems) == 1
     assert "no-model.json: no such file" in raised.value.problems[0]
@@ -100,7 +125,7 @@ def test_what_a_process_finds_wrong_is_raised_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_folder_that_is_missing_shows_before_measuring(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"no such folder .*; make it first"):
-        profile(1, None, tmp_path / "absent" / "profile.json", timeout_s=60)
+        profile(1, None, tmp_path / "absent" / "profile.json", timeout_s=240)
 
 
 def test_torch_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,13 +185,26 @@ REPORTS = [
         PlannerError,
         "the profiler stopped: torch.OutOfMemoryError: CUDA out of memory.",
     ),
+    (
+        [
+            "[####....] 3/9, 2 s left: norm of 64 tokens",
+            "  rank      : 0 (local_rank: 0)",
+            "  exitcode  : -15 (pid: 5)",
+            "  rank      : 3 (local_rank: 3)",
+            "  exitcode  : -9 (pid: 8)",
+        ],
+        PlannerError,
+        "rank 3 was ended by SIGKILL (often the kernel, out of memory) about 'norm of 64 tokens'",
+    ),
     (["Killed"], PlannerError, "the profiler stopped with exit code 9; it said last:\nKilled"),
 ]
 
 
 @pytest.mark.parametrize(("lines", "kind", "text"), REPORTS)
-def test_reports_of_failures(lines: list[str], kind: type[PlannerError], text: str) -> None:
-    error = start._failure(9, lines)
+def test_reports_of_failures(
+    tmp_path: Path, lines: list[str], kind: type[PlannerError], text: str
+) -> None:
+    error = start._failure(9, lines, tmp_path / "profile.json")
 
     assert type(error) is kind
     assert error.problems == (text,)

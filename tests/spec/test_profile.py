@@ -9,7 +9,8 @@ from planner.cost.compute import gemm_s
 from planner.errors import SpecError
 from planner.model.operations import Gemm
 from planner.spec.cluster import ScaleOutSpec, load_cluster
-from planner.spec.profile import Profile, apply_profile, load_profile
+from planner.spec.machine import apply_profile
+from planner.spec.profile import Profile, load_profile
 
 SIZES = [4**power for power in range(5, 15)]
 HEAD = {
@@ -47,7 +48,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
     path.write_text(read.model_dump_json())
 
     assert load_profile(path) == read
-    assert read.version == 1
+    assert read.version == 2
     assert read.gemms[0].seconds == pytest.approx(2e-4)
     assert read.origin == "measured on NVIDIA H100 80GB HBM3, 2025-06-01 (nccl, torch 2.8.0)"
 
@@ -62,7 +63,7 @@ def test_yaml_date_without_quotes(tmp_path: Path) -> None:
 
 # changed fields, what the message must contain
 BAD = [
-    ({"version": 2}, "version: 2 is not 1; profile again with this planner"),
+    ({"version": 3}, "version: 3 is not 2; profile again with this planner"),
     ({"links": [link(kind="all_redcue")]}, "links.0.kind: 'all_redcue' is not accepted; write one"),
     ({"links": [link(ranks=1)]}, "links.0.ranks: 1 is not accepted; write a number of at least 2"),
     (

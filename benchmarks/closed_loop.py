@@ -1,0 +1,186 @@
+"""Profile this machine, estimate layouts of a small model, run them, compare.
+
+    python -m benchmarks.closed_loop --ranks 2 4 --layouts 12 --output docs/closed-loop.md
+
+Runs on CPUs with gloo in some minutes. The profile, not a fit to these runs, prices the layouts.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from planner.layout.layout import Layout
+from planner.layout.space import layouts as legal_layouts
+from planner.plan import Plan
+from planner.profiler.start import profile
+from planner.search.recommend import Options, search
+from planner.search.targets import TARGETS
+from planner.simulate.step import StepEstimate
+from planner.spec.huggingface import load_model
+from planner.spec.job import JobSpec
+from planner.spec.machine import cluster_of
+from planner.spec.profile import Profile
+from planner.tune.candidates import one_plan, priced
+from planner.tune.run import run_plan
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 4096,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+GLOBAL_BATCH, SEQ_LEN, STEPS = 8, 256, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One layout: estimated before it ran, and measured."""
+
+    label: str
+    estimated_s: float
+    measured_s: float
+    parts_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """All layouts of one number of processes."""
+
+    ranks: int
+    profile_s: float
+    rejected: int
+    rows: tuple[Row, ...]
+
+    @property
+    def spearman(self) -> float:
+        """Rank correlation of estimated and measured step times."""
+        return spearman([r.estimated_s for r in self.rows], [r.measured_s for r in self.rows])
+
+    @property
+    def regret(self) -> float:
+        """How much slower the layout with the least estimate is than the best measured."""
+        pick = min(self.rows, key=lambda row: row.estimated_s)
+        return pick.measured_s / min(row.measured_s for row in self.rows) - 1
+
+    @property
+    def error(self) -> float:
+        """Mean absolute error of the step time."""
+        return sum(abs(r.estimated_s / r.measured_s - 1) for r in self.rows) / len(self.rows)
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> float:
+    """Return the rank correlation of two samples without ties."""
+    places = [sorted(range(len(one)), key=one.__getitem__) for one in (left, right)]
+    ranks = [{index: place for place, index in enumerate(order)} for order in places]
+    count = len(left)
+    distance = sum((ranks[0][i] - ranks[1][i]) ** 2 for i in range(count))
+    return 1 - 6 * distance / (count * (count**2 - 1))
+
+
+def chosen(steps: dict[Layout, StepEstimate], count: int) -> list[Layout]:
+    """Return ``count`` layouts at equal distances in the order of the estimates, both ends in."""
+    order = sorted(steps, key=lambda layout: steps[layout].step_time_s)
+    count = min(count, len(order))
+    return [order[round(i * (len(order) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+def measured_s(plans: Sequence[Plan], passes: int) -> list[float]:
+    """Return the step time of each plan: all run once, then all again; the least median counts.
+
+    What else runs on the machine comes in bursts, so the runs of one plan lie far apart.
+    """
+    best = [float("inf")] * len(plans)
+    for number in range(passes):
+        for index, plan in enumerate(plans):
+            ran = run_plan(plan, STEPS, backend="gloo")
+            best[index] = min(best[index], ran.step_time_s)
+            note = f"pass {number + 1}: {plan.to_layout().label()} {ran.step_time_s:.3f} s"
+            print(f"{note}, estimated {plan.estimate.step_time_s:.3f} s", file=sys.stderr)
+    return best
+
+
+def closed_loop(ranks: int, count: int, passes: int, model_file: Path, kept: Path | None) -> Loop:
+    """Profile, estimate and run on ``ranks`` processes."""
+    output = kept or model_file.with_name(f"profile-{ranks}.json")
+    started = time.monotonic()
+    if output.exists():
+        measured = Profile.model_validate_json(output.read_text())
+    else:
+        measured = profile(ranks, model_file, output, ("--seq-len", str(SEQ_LEN)))
+    profile_s = time.monotonic() - started
+    model, cluster, target = load_model(model_file), cluster_of(measured), TARGETS["torch"]
+    job = JobSpec(global_batch=GLOBAL_BATCH, seq_len=SEQ_LEN, software=target.software)
+    steps = {}
+    for layout in legal_layouts(model, cluster, job, target.problems):
+        step = priced(model, cluster, job, layout)
+        if step is not None:
+            steps[layout] = step
+    found = search(model, cluster, job, target, Options(keep=1))
+    taken = chosen(steps, count)
+    plans = [one_plan(model, cluster, job, steps[layout], found) for layout in taken]
+    rows = [
+        Row(layout.label(), steps[layout].step_time_s, seconds, steps[layout].parts_s)
+        for layout, seconds in zip(taken, measured_s(plans, passes), strict=True)
+    ]
+    return Loop(ranks, profile_s, len(measured.rejected), tuple(rows))
+
+
+def page(loops: Sequence[Loop]) -> str:
+    """Return the tables as Markdown."""
+    parts = []
+    for loop in loops:
+        parts.append(
+            f"### {loop.ranks} processes\n\nProfiled in {loop.profile_s:.0f} s; Spearman "
+            f"{loop.spearman:.2f}; the pick is {100 * loop.regret:.1f} % slower than the best; "
+            f"mean error {100 * loop.error:.0f} %.\n\n"
+            "| layout | estimated s | measured s | error |\n| --- | ---: | ---: | ---: |\n"
+        )
+        for row in sorted(loop.rows, key=lambda row: row.measured_s):
+            error = 100 * (row.estimated_s / row.measured_s - 1)
+            parts.append(
+                f"| {row.label} | {row.estimated_s:.3f} | {row.measured_s:.3f} | {error:+.0f} % |\n"
+            )
+        parts.append("\n")
+    return "".join(parts)
+
+
+def main() -> None:
+    """Run and print, or write the tables between the markers of a page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--layouts", type=int, default=12)
+    parser.add_argument("--passes", type=int, default=2, help="how often each layout runs")
+    parser.add_argument("--profiles", type=Path, help="folder of profiles to keep and use again")
+    parser.add_argument("--output", type=Path, help="page with a closed-loop marker")
+    options = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        model_file = Path(folder) / "small.json"
+        model_file.write_text(json.dumps(MODEL))
+        kept = options.profiles
+        loops = [
+            closed_loop(n, options.layouts, options.passes, model_file, kept and kept / f"{n}.json")
+            for n in options.ranks
+        ]
+    text = page(loops)
+    print(text)
+    if options.output:
+        before, _, rest = options.output.read_text().partition("<!-- closed-loop -->\n")
+        _, _, after = rest.partition("<!-- /closed-loop -->")
+        marked = f"<!-- closed-loop -->\n{text}<!-- /closed-loop -->{after}"
+        options.output.write_text(before + marked)
+
+
+if __name__ == "__main__":
+    main()
