@@ -6,6 +6,7 @@ from planner.memory.fit import least_recompute
 from planner.plan import Plan
 from planner.search.answer import build_plan
 from planner.search.recommend import Options, Search, search
+from planner.search.stages import EQUAL, Staged
 from planner.search.targets import TARGETS
 from planner.simulate.step import StepEstimate, estimate_step
 from planner.spec.cluster import ClusterSpec
@@ -24,7 +25,7 @@ def one_plan(
     model: ModelSpec, cluster: ClusterSpec, job: JobSpec, step: StepEstimate, found: Search
 ) -> Plan:
     """Return one simulated layout as a plan."""
-    return build_plan(Prices(model, cluster, job), [step], found, [])
+    return build_plan(Prices(model, cluster, job), [Staged(step, step, None, EQUAL)], found, [])
 
 
 def priced(
