@@ -3,7 +3,13 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from planner.cli.request import chosen_cluster, chosen_job, chosen_target, with_calibration
+from planner.cli.request import (
+    Method,
+    chosen_cluster,
+    chosen_job,
+    chosen_target,
+    with_calibration,
+)
 from planner.errors import LayoutError, SpecError
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rules import layout_problems
@@ -31,6 +37,9 @@ class Degrees:
     zero: int = 1
     recompute: str = "none"
     sequence_parallel: bool = True
+    offload_optimizer: float = 0.0
+    offload_weights: bool = False
+    delayed_update: bool = False
 
     def layout(self, gpus: int) -> Layout:
         """Return the layout on ``gpus`` GPUs; LayoutError where they do not divide."""
@@ -47,7 +56,8 @@ class Degrees:
         return Layout(
             self.tp, self.cp, self.pp, self.vpp, dp, self.ep, self.etp, self.micro_batch,
             self.sequence_parallel and self.tp > 1, Shard.zero(self.zero, dp * self.cp),
-            Recompute(self.recompute),
+            Recompute(self.recompute), "", self.offload_optimizer, self.offload_weights,
+            self.delayed_update,
         )  # fmt: skip
 
 
@@ -90,6 +100,7 @@ def asked(
     target: str,
     degrees: Degrees,
     calibration: Path | None = None,
+    method: Method = Method(),
 ) -> Question:
     """Return the question of a model and options, or of a plan file."""
     path = Path(model)
@@ -101,7 +112,7 @@ def asked(
         raise SpecError(f"{name}: is needed, unless a plan file is given" for name in missing)
     spec = load_model(model)
     machines = chosen_cluster(cluster, nodes, None)
-    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
+    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu, method)
     runner, _ = chosen_target(target, spec, job)
     machines, runner = with_calibration(machines, runner, calibration)
     job = job.model_copy(update={"software": runner.software})

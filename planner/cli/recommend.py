@@ -37,6 +37,16 @@ def recommend(
     target: Annotated[
         str, typer.Option(help="What runs the plan: torch, megatron or auto.", metavar="NAME")
     ] = "auto",
+    optimizer: Annotated[
+        str,
+        typer.Option(help="adamw, adamw-8bit, adamw-bf16, sgd, lamb, muon, ...", metavar="NAME"),
+    ] = "adamw",
+    lora_rank: Annotated[
+        int, typer.Option(min=0, help="Rank of LoRA adapters; weights are frozen.", metavar="R")
+    ] = 0,
+    offload: Annotated[
+        bool, typer.Option(help="Use the host's memory where nothing else fits.")
+    ] = True,
     profile: Annotated[
         Path | None,
         typer.Option(help="Measurements of your machine (planner profile).", metavar="FILE"),
@@ -61,6 +71,7 @@ def recommend(
 ) -> None:
     """Recommend the fastest layout that fits, and say why."""
     from planner.cli.request import (
+        Method,
         chosen_cluster,
         chosen_job,
         chosen_target,
@@ -79,11 +90,13 @@ def recommend(
         keep=keep,
         keep_free=option("--keep-free", share, keep_free),
         budget_s=option("--budget", parse_seconds, budget),
+        offload=offload,
     )
     check_free(output, force)
     spec = load_model(model)
     machines = chosen_cluster(cluster, nodes, profile)
-    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
+    method = Method(optimizer, lora_rank)
+    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu, method)
     runner, why = chosen_target(target, spec, job)
     note(f"target {runner.name}: {why}")
     machines, runner = with_calibration(machines, runner, calibration)

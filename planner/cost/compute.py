@@ -30,6 +30,12 @@ def half_precision_peak(gpu: GpuSpec) -> float:
     return gpu.peak_flops.get("bf16") or gpu.peak_flops["fp16"]
 
 
+def product_flops_per_s(gpu: GpuSpec) -> float:
+    """FLOP/s of large half-precision products in long runs."""
+    curve = gpu.gemm.get("bf16", DEFAULT_GEMM)
+    return half_precision_peak(gpu) * curve.efficiency * gpu.sustained_fraction
+
+
 def gemm_s(operation: Gemm, gpu: GpuSpec, dtype: str) -> float:
     """Seconds of ``copies`` products (m, k) x (k, n) in one batched call.
 

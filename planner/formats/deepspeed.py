@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from planner.formats.methods import method_problems
 from planner.formats.loose import load_loose, without_holes
 from planner.formats.setup import (
     Meaning,
@@ -178,6 +179,7 @@ def write_deepspeed(work: Work) -> str:
     facts = Facts(**facts_of(work.model, job, layout))  # type: ignore[arg-type]
     problems = broken(RULES, facts) + rank_order(work, "DeepSpeed")
     problems += uneven_stages(work, "DeepSpeed") + partial_recompute(work, "DeepSpeed")
+    problems += method_problems(work, "deepspeed")
     if not whole_group:
         problems.append(f"shards over {shard.optimizer} of {ranks} ranks: DeepSpeed takes all")
     if layout.pp > 1:
@@ -187,6 +189,12 @@ def write_deepspeed(work: Work) -> str:
     refuse(problems)
     zero: dict[str, Any] = {"stage": shard.zero_stage(), "overlap_comm": True,
                             "contiguous_gradients": True}  # fmt: skip
+    if layout.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if layout.offload_optimizer < 1:
+            zero["offload_optimizer"]["ratio"] = layout.offload_optimizer
+    if layout.offload_weights:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     found: dict[str, Any] = {
         "train_batch_size": job.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,

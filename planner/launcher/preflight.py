@@ -38,6 +38,11 @@ def facts(plan: PlanFile) -> Facts:
         shard_weights=layout.shard_weights,
         shard_gradients=layout.shard_gradients,
         shard_optimizer=layout.shard_optimizer,
+        optimizer=plan.optimizer,
+        lora_rank=plan.lora_rank,
+        offload_optimizer=layout.offload_optimizer,
+        offload_weights=layout.offload_weights,
+        delayed_update=layout.delayed_update,
     )
 
 

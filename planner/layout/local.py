@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import StageLayers
+from planner.model.matrices import dense_matrix_parameters
 from planner.model.parameters import final_norm_parameters, layer_parameters
 from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
@@ -12,14 +13,22 @@ from planner.spec.model import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class LocalParameters:
-    """Parameters on one rank before any data-parallel sharding."""
+    """Parameters on one rank before any data-parallel sharding.
+
+    ``matrices``: those of ``dense`` that are weight matrices of layers; all of ``expert`` are.
+    """
 
     dense: float = 0.0
     expert: float = 0.0
+    matrices: float = 0.0
 
     def plus(self, other: "LocalParameters", times: float = 1.0) -> "LocalParameters":
         """Return the sum with ``times`` of another part."""
-        return LocalParameters(self.dense + times * other.dense, self.expert + times * other.expert)
+        return LocalParameters(
+            self.dense + times * other.dense,
+            self.expert + times * other.expert,
+            self.matrices + times * other.matrices,
+        )
 
     @property
     def total(self) -> float:
@@ -36,7 +45,9 @@ def layer_local(model: ModelSpec, moe_layer: bool, tp: int, ep: int, etp: int) -
     key_value = 2 * model.kv_heads * model.head_dim * model.hidden if model.mla is None else 0
     attention = whole.attention + (copies - 1) * key_value
     dense = (attention + whole.mlp) / tp + whole.replicated
-    return LocalParameters(dense, whole.experts / (ep * etp))
+    # norms and biases, as if every rank kept all of them
+    vectors = whole.total - whole.experts - dense_matrix_parameters(model, moe_layer)
+    return LocalParameters(dense, whole.experts / (ep * etp), dense - vectors)
 
 
 def padded_vocab(model: ModelSpec, tp: int, multiple: int) -> int:
@@ -75,5 +86,11 @@ def stage_local(
 
 def sharded_parameters(local: LocalParameters, layout: Layout) -> float:
     """Return the parameters whose optimizer state this rank holds."""
+    return sum(sharded_by_kind(local, layout))
+
+
+def sharded_by_kind(local: LocalParameters, layout: Layout) -> tuple[float, float]:
+    """Return the same apart: (weight matrices of layers, all others)."""
     shard = layout.shard.optimizer
-    return local.dense / shard + local.expert / min(shard, max(1, layout.edp))
+    experts = local.expert / min(shard, max(1, layout.edp))
+    return local.matrices / shard + experts, (local.dense - local.matrices) / shard

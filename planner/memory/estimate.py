@@ -104,7 +104,7 @@ def rank_timeline(
     mine = held_layers(model, layout, rank, split)
     shape, software = job_shape(job, layout), job.software
     local = stage_local(model, mine, layout.tp, layout.ep, layout.etp, software)
-    states = state_bytes(local, layout, software)
+    states = state_bytes(local, layout, software, job.optimizer)
     gradients = states.gradients + table_gradient_bytes(model, software, layout, mine)
     second = software.backward_gradient_bytes * local.total
     buffers = buffer_bytes(model, shape, software, mine.has_experts)

@@ -1,7 +1,8 @@
 """Bytes of weights, gradients and optimizer state on one rank.
 
-Mixed-precision Adam: 2-byte weights, a main gradient of ``gradient_bytes`` (fp32 in Megatron-LM,
-PTD-P section 5), 12 bytes of fp32 master weight, momentum and variance (ZeRO, section 3.1).
+Mixed precision: 2-byte weights, a main gradient of ``gradient_bytes`` (fp32 in Megatron-LM, PTD-P
+section 5), fp32 master weight and the state of the optimizer (``spec.optimizer``; 12 bytes
+of AdamW, ZeRO, section 3.1).
 Each class is divided by its own group (``shard = weights, gradients, optimizer``); experts
 are replicated ``edp`` times, so only that group shares theirs (MoE Parallel Folding, 3.2).
 """
@@ -9,8 +10,9 @@ are replicated ``edp`` times, so only that group shares theirs (MoE Parallel Fol
 from dataclasses import dataclass
 
 from planner.layout.layout import Layout
-from planner.layout.local import LocalParameters, sharded_parameters
+from planner.layout.local import LocalParameters, sharded_by_kind
 from planner.spec.job import SoftwareSpec
+from planner.spec.optimizer import kept_bytes
 
 WEIGHT_BYTES = 2
 
@@ -29,7 +31,9 @@ class StateBytes:
         return self.weights + self.gradients + self.optimizer
 
 
-def state_bytes(local: LocalParameters, layout: Layout, software: SoftwareSpec) -> StateBytes:
+def state_bytes(
+    local: LocalParameters, layout: Layout, software: SoftwareSpec, optimizer: str = "adamw"
+) -> StateBytes:
     """Return the state of ``local`` parameters under the layout's sharding.
 
     Under a pipeline whole weights and gradients stay until the last micro-batch, whatever the ZeRO
@@ -47,5 +51,5 @@ def state_bytes(local: LocalParameters, layout: Layout, software: SoftwareSpec) 
     return StateBytes(
         copied * WEIGHT_BYTES * divided(1 if whole else shard.weights),
         software.gradient_bytes * divided(1 if whole else shard.gradients),
-        software.optimizer_bytes * sharded_parameters(local, layout),
+        kept_bytes(optimizer, software.optimizer_bytes, *sharded_by_kind(local, layout)),
     )

@@ -7,6 +7,7 @@ from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute
 from planner.memory.estimate import rank_memory
 from planner.plan import (
+    PLAIN_FIELDS,
     CandidateRecord,
     EstimateRecord,
     LayoutRecord,
@@ -125,9 +126,8 @@ def layout_record(layout: Layout, step: StepEstimate) -> LayoutRecord:
     recompute = str(layout.recompute)
     if again is not None and again == step.split.layers:
         recompute = str(Recompute.FULL)
-    degrees = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch", "sequence_parallel")
     return LayoutRecord(
-        **{name: getattr(layout, name) for name in degrees},
+        **{name: getattr(layout, name) for name in PLAIN_FIELDS},
         shard_weights=layout.shard.weights,
         shard_gradients=layout.shard.gradients,
         shard_optimizer=layout.shard.optimizer,

@@ -22,11 +22,15 @@ from planner.spec.model import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user asks of a search. ``keep_free`` is the share of memory that stays empty."""
+    """What the user asks of a search. ``keep_free`` is the share of memory that stays empty.
+
+    ``offload``: the host's memory may be used where nothing else fits.
+    """
 
     keep: int = 5
     keep_free: float = 0.05
     budget_s: float = 60.0
+    offload: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
         return {m: layer_bytes(model, shape, software, recompute, m) for m in none}
 
     static = {
-        moe: state_bytes(layer_local(model, moe, *degrees), layout, software).total for moe in none
+        moe: state_bytes(layer_local(model, moe, *degrees), layout, software, job.optimizer).total
+        for moe in none
     }
     stages = stage_layers(model, layout.pp * layout.vpp)
     ends = [StageLayers(0, 0, stage.embedding, stage.head) for stage in stages]
@@ -74,7 +75,9 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
         stage_s=np.array([_end_s(prices, layout, end) for end in ends]),
         stage_bytes=np.array(
             [
-                state_bytes(stage_local(model, end, *degrees, software), layout, software).total
+                state_bytes(
+                    stage_local(model, end, *degrees, software), layout, software, job.optimizer
+                ).total
                 + more
                 for end, more in zip(ends, extra, strict=True)
             ]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from planner.cost.collectives import Group, collective_s, send_recv_s
 from planner.cost.compute import half_precision_peak
-from planner.cost.data_parallel import optimizer_s, replicas, shares, sync_s
+from planner.cost.data_parallel import replicas, shares, sync_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
 from planner.errors import LayoutError
@@ -267,7 +267,7 @@ def step_costs(
         backward_s = sum(costs[stage].backward_s + costs[stage].weight.total for stage in mine)
         gradients = _gradient_tail_s(prices, copies, local, backward_s)
         weights = _weight_gather_s(prices, layout, local, forward_s)
-        update = optimizer_s(local, layout, job.software, prices.cluster)
+        update = update_s(local, layout, job, model, prices.cluster)
         tails.append(RankTail(gradients, update, weights))
     hops_s, delay = _hops_s(prices, layout, table), None
     if name == "zb_2p" and custom is None:

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+
+from planner.spec.optimizer import OPTIMIZERS
 
 from planner.units import MIB
 
@@ -91,7 +93,11 @@ class SoftwareSpec(BaseModel):
     optimizer_temporary_bytes: float = Field(
         0.0, ge=0, description="Bytes per parameter that an unfused optimizer step allocates."
     )
-    optimizer_bytes: PositiveInt = Field(12, description="fp32 master, momentum, variance.")
+    optimizer_bytes: PositiveInt = Field(
+        12,
+        description="fp32 master, momentum, variance of AdamW; another optimizer (spec.optimizer) "
+        "has its own state in place of the last 8.",
+    )
     reduce_bytes: PositiveInt = Field(4, description="Bytes of a gradient on the wire.")
     reduce_scatter_gradients: bool = Field(
         True, description="ZeRO-1 reduces each gradient only where it is used."
@@ -152,4 +158,19 @@ class JobSpec(BaseModel):
     global_batch: PositiveInt
     seq_len: PositiveInt
     precision: str = Field("bf16", description="bf16, fp16, fp8, mxfp8 or nvfp4.")
+    lora_rank: NonNegativeInt = Field(
+        0, description="Rank of the adapters that are trained beside frozen weights; 0: none."
+    )
+    lora_targets: tuple[str, ...] = Field(
+        ("qkv", "projection", "mlp up", "mlp down"),
+        description="Matrices with adapters, by the names of model.matrices.",
+    )
+    optimizer: str = Field("adamw", description=f"One of {', '.join(OPTIMIZERS)}.")
     software: SoftwareSpec = SoftwareSpec()
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in OPTIMIZERS:
+            raise ValueError(f"{name!r} is not known; use one of {', '.join(OPTIMIZERS)}")
+        return name
