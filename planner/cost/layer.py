@@ -46,11 +46,12 @@ class Seconds(NamedTuple):
     ep: float = 0.0
     host: float = 0.0
     dp: float = 0.0
+    offload: float = 0.0
 
     @property
     def total(self) -> float:
         """Seconds of the pass."""
-        return self.compute + self.tp + self.cp + self.ep + self.host + self.dp
+        return sum(self)
 
     def plus(self, other: "Seconds", times: float = 1.0) -> "Seconds":
         """Return the sum with ``times`` of another pass."""

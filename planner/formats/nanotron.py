@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from planner.formats.methods import method_problems
 from planner.formats.loose import load_loose, without_holes
+from planner.formats.methods import method_problems
 from planner.formats.setup import Meaning, Reading, Setup, sort_settings, switch, text_of, whole
 from planner.formats.unsupported import (
     partial_recompute,

@@ -361,13 +361,13 @@ RULES: tuple[Rule, ...] = (
         f"try shard_weights {f.dp * f.cp} (ZeRO-3)",
     ),
     Rule(
-        "L36", f"{_FSDP}: the master weight is the shard that a layer gathers",
+        "L35", f"{_FSDP}: the master weight is the shard that a layer gathers",
         lambda f: f.offload_optimizer > 0 and f.shard_weights > 1 and not f.offload_weights,
         lambda f: f"offload_optimizer with shard_weights={f.shard_weights} moves the weights too; "
         "try offload_weights, or shard_weights 1",
     ),
     Rule(
-        "L35", f"{_OWN}.train: the update ends before the next step begins",
+        "L36", f"{_OWN}.train: the update ends before the next step begins",
         lambda f: f.delayed_update,
         lambda f: f"delayed_update is {_NEVER}; try without",
     ),

@@ -94,3 +94,12 @@ def sharded_by_kind(local: LocalParameters, layout: Layout) -> tuple[float, floa
     shard = layout.shard.optimizer
     experts = local.expert / min(shard, max(1, layout.edp))
     return local.matrices / shard + experts, (local.dense - local.matrices) / shard
+
+
+def streams_gradients(layout: Layout, software: SoftwareSpec) -> bool:
+    """Whether gradients go to the host in each backward pass and never gather on the GPU.
+
+    They must be reduced there and then: nobody shares them, or each rank has its own part.
+    """
+    alone = layout.dp * layout.cp == 1 or layout.shard.gradients > 1
+    return software.streams_gradients and layout.pp == 1 and alone

@@ -22,6 +22,7 @@ class RankMemory:
     """Bytes on one pipeline rank at the peak of a step.
 
     ``buffers`` stay for the whole step; ``activations`` are kept for backward passes to come;
+    ``host`` bytes lie in the memory of the node.
     ``working`` is alive only at the ``moment`` of the peak; ``outside`` is context and
     communicators, which torch does not count; ``reserve_share`` of what is allocated is what torch
     reserves beyond it; ``spread`` is what measured runs of the software reserve, as shares of the
@@ -38,6 +39,7 @@ class RankMemory:
     moment: str
     reserve_share: float
     spread: tuple[float, float] = (1.0, 1.0)
+    host: float = 0.0
 
     @property
     def states(self) -> float:
@@ -123,15 +125,17 @@ def rank_timeline(
             moment.name,
             software.reserve_share,
             software.memory_spread,
+            states.host,
         )
         for moment in moments(model, job, layout, mine, rank)
     ]
     # the sharded fp32 weight is updated; what was gathered of it is free
     weights = 0.0 if software.sharded_master else states.weights
-    working = step_working_bytes(sharded_parameters(local, layout), software)
+    on_gpu = (1 - layout.offload_optimizer) * sharded_parameters(local, layout)
+    working = step_working_bytes(on_gpu, software)
     step = RankMemory(
         weights, gradients, states.optimizer, buffers, 0.0, working, outside, STEP,
-        software.reserve_share, software.memory_spread,
+        software.reserve_share, software.memory_spread, states.host,
     )  # fmt: skip
     return (*timeline, step)
 

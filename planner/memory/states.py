@@ -10,24 +10,32 @@ are replicated ``edp`` times, so only that group shares theirs (MoE Parallel Fol
 from dataclasses import dataclass
 
 from planner.layout.layout import Layout
-from planner.layout.local import LocalParameters, sharded_by_kind
+from planner.layout.local import (
+    LocalParameters,
+    sharded_by_kind,
+    sharded_parameters,
+    streams_gradients,
+)
 from planner.spec.job import SoftwareSpec
 from planner.spec.optimizer import kept_bytes
 
 WEIGHT_BYTES = 2
+HOST_GRADIENT_BYTES = 4
+BUCKETS = 2  # one is filled while the other travels
 
 
 @dataclass(frozen=True, slots=True)
 class StateBytes:
-    """Bytes of the three tensor classes on one rank."""
+    """Bytes of the three tensor classes on one rank; ``host``: in the memory of its node."""
 
     weights: float
     gradients: float
     optimizer: float
+    host: float = 0.0
 
     @property
     def total(self) -> float:
-        """All three."""
+        """All three on the GPU."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -48,8 +56,30 @@ def state_bytes(
     whole = layout.pp > 1
     # FSDP gathers from the fp32 weights that the optimizer updates; there is no 2-byte copy
     copied = whole or not (software.sharded_master and 1 < shard.weights == shard.optimizer)
-    return StateBytes(
+    states = StateBytes(
         copied * WEIGHT_BYTES * divided(1 if whole else shard.weights),
         software.gradient_bytes * divided(1 if whole else shard.gradients),
         kept_bytes(optimizer, software.optimizer_bytes, *sharded_by_kind(local, layout)),
     )
+    return _offloaded(states, local, layout, software) if layout.offload_optimizer else states
+
+
+def _offloaded(
+    states: StateBytes, local: LocalParameters, layout: Layout, software: SoftwareSpec
+) -> StateBytes:
+    """Return ``states`` with a share of them on the host.
+
+    Gradients that leave in the backward pass pass through two buckets on the GPU. On the host an
+    fp32 gradient waits for the update: 16 bytes of AdamW for each parameter (ZeRO-Offload, ATC 21).
+    """
+    share = layout.offload_optimizer
+    parameters = sharded_parameters(local, layout)
+    host = share * (states.optimizer + HOST_GRADIENT_BYTES * parameters)
+    gradients, weights = states.gradients, states.weights
+    if streams_gradients(layout, software):
+        buckets = min(BUCKETS * software.bucket_bytes, software.reduce_bytes * local.total)
+        gradients = (1 - share) * gradients + share * min(gradients, buckets)
+    if layout.offload_weights:
+        host += weights if not software.sharded_master else 0.0
+        weights = 0.0
+    return StateBytes(weights, gradients, (1 - share) * states.optimizer, host)

@@ -22,6 +22,7 @@ WORDS = {
     "expert_parallel": "expert parallel, exposed",
     "pipeline": "pipeline transfers, exposed",
     "data_parallel": "data parallel, exposed",
+    "offload": "offload to the host, exposed",
     "optimizer": "optimizer",
     "bubble": "bubble",
 }

@@ -28,6 +28,7 @@ CAUSES = {
     "host": "host: kernels wait to be launched",
     "data_parallel": "data-parallel communication, exposed",
     "pipeline_parallel": "transfers between stages, exposed",
+    "offload": "host: optimizer and weights there, exposed",
     "optimizer": "clipping and optimizer",
     "imbalance": "imbalance: the busiest rank above the mean",
     "slow_nodes": "slow nodes",

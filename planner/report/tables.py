@@ -38,6 +38,7 @@ CAUSES = {
     "data_parallel": "data-parallel communication, exposed",
     "pipeline": "pipeline bubble and transfers",
     "host": "kernel launches",
+    "offload": "offload to the host, exposed",
     "optimizer": "optimizer",
 }
 

@@ -17,6 +17,7 @@ _CAUSES = {
     "data_parallel": "exposed data-parallel communication",
     "pipeline": "pipeline bubble and transfers",
     "host": "kernel launches",
+    "offload": "work on the host",
     "optimizer": "the optimizer",
     "compute": "slower kernels (smaller shapes)",
 }

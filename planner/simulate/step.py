@@ -11,9 +11,10 @@ from planner.cost.compute import half_precision_peak
 from planner.cost.data_parallel import replicas, shares, sync_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
+from planner.cost.offload import host_update, link_bytes_per_s
 from planner.errors import LayoutError
 from planner.layout.layout import Layout, Recompute
-from planner.layout.local import LocalParameters, stage_local
+from planner.layout.local import LocalParameters, layer_local, sharded_parameters, stage_local
 from planner.layout.stages import Split, StageLayers, stage_layers, together
 from planner.memory.estimate import RankMemory, peak_memory
 from planner.memory.states import WEIGHT_BYTES
@@ -72,16 +73,20 @@ class StageCost:
 
 
 class RankTail(NamedTuple):
-    """Exposed seconds of one rank after its last pass; weights are gathered for the next step."""
+    """Exposed seconds of one rank after its last pass; weights are gathered for the next step.
+
+    ``offload_s``: gradients, update and weights on the host's side, beyond ``update_s``.
+    """
 
     gradients_s: float
+    offload_s: float
     update_s: float
     weights_s: float
 
     @property
     def total(self) -> float:
         """Seconds from the last pass to the end of the step."""
-        return self.gradients_s + self.weights_s + self.update_s
+        return sum(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +150,24 @@ def _sharded_layer_s(
     )
 
 
+def _fetched_layer_s(
+    cost: PassCost, prices: Prices, layout: Layout, moe_layer: bool
+) -> tuple[float, float]:
+    """Seconds that weights on the host add to one layer in (forward, backward).
+
+    Each rank fetches its share of a layer before each pass, while the layer before computes.
+    """
+    if not layout.offload_weights:
+        return 0.0, 0.0
+    local = layer_local(prices.model, moe_layer, layout.tp, layout.ep, layout.etp)
+    moved = prices.job.software.host_weight_bytes * sharded_parameters(local, layout)
+    seconds = moved / link_bytes_per_s(layout, prices.cluster)
+    return (
+        max(0.0, seconds - cost.forward.total),
+        max(0.0, seconds - cost.backward.total),
+    )
+
+
 def stage_cost(
     prices: Prices, layout: Layout, stage: StageLayers, splits: bool = False
 ) -> StageCost:
@@ -155,8 +178,11 @@ def stage_cost(
         if splits:
             cost = prices.split_backward("moe" if moe_layer else "dense", layout, kind)
         more_forward, more_backward = _sharded_layer_s(cost, prices, layout, moe_layer)
-        forward = forward.plus(cost.forward, count).plus(Seconds(dp=more_forward), count)
-        backward = backward.plus(cost.backward, count).plus(Seconds(dp=more_backward), count)
+        fetched = _fetched_layer_s(cost, prices, layout, moe_layer)
+        more = (Seconds(dp=more_forward, offload=fetched[0]),
+                Seconds(dp=more_backward, offload=fetched[1]))  # fmt: skip
+        forward = forward.plus(cost.forward, count).plus(more[0], count)
+        backward = backward.plus(cost.backward, count).plus(more[1], count)
         recompute = recompute.plus(cost.recompute, count)
         weight = weight.plus(cost.weight, count)
     ends = (("embedding", stage.embedding, prices.embedding), ("head", stage.head, prices.head))
@@ -268,7 +294,13 @@ def step_costs(
         gradients = _gradient_tail_s(prices, copies, local, backward_s)
         weights = _weight_gather_s(prices, layout, local, forward_s)
         update = update_s(local, layout, job, model, prices.cluster)
-        tails.append(RankTail(gradients, update, weights))
+        offload = 0.0
+        if layout.offload_optimizer:
+            passes_s = micro_batches * (forward_s + backward_s)
+            out, host = host_update(local, layout, job, prices.cluster, backward_s, passes_s)
+            update *= 1 - layout.offload_optimizer
+            offload = out + max(0.0, host - update)
+        tails.append(RankTail(gradients, offload, update, weights))
     hops_s, delay = _hops_s(prices, layout, table), None
     if name == "zb_2p" and custom is None:
         forward, backward, weight = np.array([cost.seconds for cost in costs]).T
@@ -365,6 +397,7 @@ def _attribute(step: StepCosts, rank: int, total: float) -> dict[str, float]:
         "expert_parallel": busy.ep,
         "host": busy.host,
         "data_parallel": busy.dp + tail.gradients_s + tail.weights_s,
+        "offload": busy.offload + tail.offload_s,
         "optimizer": tail.update_s,
     }
     parts["pipeline"] = total - sum(parts.values())

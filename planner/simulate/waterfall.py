@@ -125,6 +125,7 @@ def _ends_and_waits(
     return {
         "data_parallel": mean.dp + tail.gradients_s + tail.weights_s,
         "pipeline_parallel": step.step_time_s - without_hops,
+        "offload": mean.offload + tail.offload_s,
         "optimizer": tail.update_s,
         "imbalance": float(pipeline.per_rank_busy_s[busiest]) - mean.total,
         "slow_nodes": costs.stall_s,

@@ -102,6 +102,14 @@ class SoftwareSpec(BaseModel):
     reduce_scatter_gradients: bool = Field(
         True, description="ZeRO-1 reduces each gradient only where it is used."
     )
+    streams_gradients: bool = Field(
+        False,
+        description="Gradients of an optimizer on the host leave the GPU in the backward pass "
+        "(DeepSpeed, FSDP), not from a whole buffer in the optimizer step (Megatron-Core).",
+    )
+    host_weight_bytes: PositiveInt = Field(
+        2, description="Bytes of a weight on its way from the host: 2, or the fp32 one (FSDP)."
+    )
     overlap_grad_reduce: bool = Field(True, description="Reduction runs behind the backward pass.")
     reduces_after_pipeline: bool = Field(
         False, description="Under a pipeline, gradients are reduced after the last pass (FSDP2)."

@@ -38,8 +38,8 @@ OPTIMIZERS = {
     # arXiv 1904.00962. Fused in two passes (apex FusedLAMB): the first writes the update over the
     # gradient (4), the second reads it and the weight again (8); two norms read both (8)
     "lamb": OptimizerKind(8, 8, more_moved_bytes=20),
-    # one momentum for matrices, AdamW for the rest (arXiv 2502.16982, 2.2); the update of a matrix is
-    # written and read once beside the products
+    # one momentum for matrices, AdamW for the rest (arXiv 2502.16982, 2.2); the update of a matrix
+    # is written and read once beside the products
     "muon": OptimizerKind(4, 8, more_moved_bytes=8, orthogonalises=True),
     # means of rows and columns, 4/rows + 4/columns bytes (under 0.01 from widths of 1024 up), no
     # momentum (arXiv 1804.04235, algorithm 5); its clipped update is written and read once

@@ -123,7 +123,9 @@ def test_adam_is_bound_by_memory() -> None:
     assert seconds == pytest.approx(1e9 * (30 + 2 * 4) / rate)
 
 
-@pytest.mark.parametrize(("name", "moved"), [("adamw-8bit", 18 + 1 / 16), ("sgd", 14), ("lamb", 50)])
+@pytest.mark.parametrize(
+    ("name", "moved"), [("adamw-8bit", 18 + 1 / 16), ("sgd", 14), ("lamb", 50)]
+)
 def test_an_update_takes_the_bytes_it_moves(name: str, moved: float) -> None:
     job = JOB.model_copy(update={"optimizer": name})
     rate = DGX.gpu.memory_bound_fraction * DGX.gpu.hbm_bytes_per_s

@@ -1,4 +1,4 @@
-"""What each optimizer keeps for a parameter and moves in an update, as tables of published bytes."""
+"""What each optimizer keeps for a parameter and moves in an update, as tables of bytes."""
 
 import pytest
 

@@ -24,6 +24,7 @@ CAUSE_OF = {
     "ep": "expert-parallel",
     "host": "kernel launches",
     "dp": "data-parallel",
+    "offload": "offload",
 }
 
 
