@@ -14,6 +14,7 @@ from planner.errors import LayoutError, SpecError
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rules import layout_problems
 from planner.layout.stages import Split
+from planner.memory.host import host_problems
 from planner.plan import Plan
 from planner.search.targets import TARGETS, Target
 from planner.spec.cluster import ClusterSpec
@@ -77,6 +78,8 @@ class Question:
         found = layout_problems(self.model, self.cluster, self.job, self.layout)
         if self.target.problems:
             found += self.target.problems(self.model, self.job, self.layout)
+        if not found:
+            found = host_problems(self.model, self.cluster, self.job, self.layout, self.split)
         return list(dict.fromkeys(found))
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
 from planner.memory.estimate import RankMemory, rank_memory
+from planner.memory.host import node_host_bytes
 from planner.memory.interval import Verdict, memory_interval, verdict
 from planner.report.layout import column_table, section
 from planner.report.words import gib, percent, seconds
@@ -29,13 +30,18 @@ COMPONENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One layout on one cluster: the memory of every pipeline rank, and what that means."""
+    """One layout on one cluster: the memory of every pipeline rank, and what that means.
+
+    ``host_bytes`` lie in the memory of the fullest node, which has ``host_capacity_bytes``.
+    """
 
     label: str
     problems: tuple[str, ...]
     ranks: tuple[RankMemory, ...]
     capacity_bytes: float
     verdict: Verdict
+    host_bytes: float = 0.0
+    host_capacity_bytes: float = 0.0
 
     @property
     def fullest(self) -> RankMemory:
@@ -57,7 +63,15 @@ def checked(
         return Checked(layout.label(), tuple(problems), (), capacity, Verdict.DOES_NOT_FIT)
     ranks = tuple(rank_memory(model, job, layout, rank, split) for rank in range(layout.pp))
     fullest = max(ranks, key=lambda rank: rank.device)
-    return Checked(layout.label(), (), ranks, capacity, verdict(fullest, capacity))
+    return Checked(
+        layout.label(),
+        (),
+        ranks,
+        capacity,
+        verdict(fullest, capacity),
+        node_host_bytes(model, cluster, job, layout, split),
+        cluster.host.memory_bytes if cluster.host else 0.0,
+    )
 
 
 def check_sentence(found: Checked, cluster: ClusterSpec) -> str:
@@ -98,9 +112,19 @@ def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChan
         Text(),
         Text(peak),
     ]
+    if found.host_bytes:
+        parts.append(Text(_host_sentence(found)))
     if changes:
         parts.append(section("Single changes that lower the peak, cheapest first", _table(changes)))
     return Group(*parts)
+
+
+def _host_sentence(found: Checked) -> str:
+    return (
+        f"The host of the fullest node holds {gib(found.host_bytes)} of its "
+        f"{gib(found.host_capacity_bytes)} GiB: the offloaded optimizer, fp32 gradients on their "
+        "way to it, and offloaded weights."
+    )
 
 
 def _rank_table(found: Checked) -> Table:
@@ -146,6 +170,9 @@ def check_json(found: Checked) -> dict[str, object]:
             "memory_low_bytes": low,
             "memory_high_bytes": high,
         }
+        if found.host_bytes:
+            answer |= {"host_bytes": found.host_bytes,
+                       "host_capacity_bytes": found.host_capacity_bytes}  # fmt: skip
     return answer
 
 

@@ -55,6 +55,11 @@ def layout_words(layout: LayoutRecord) -> str:
     parts.append(f"micro-batch {layout.micro_batch}")
     if shared := sharding(layout):
         parts.append(shared)
+    if layout.offload_optimizer:
+        share = layout.offload_optimizer
+        what = "optimizer and weights" if layout.offload_weights else "optimizer"
+        whole = what if share == 1 else f"{percent(share, 0)} of the {what}"
+        parts.append(f"{whole} on the host" + (", delayed" if layout.delayed_update else ""))
     return ", ".join(parts)
 
 

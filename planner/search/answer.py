@@ -1,7 +1,7 @@
 """The answer to "which layout": a plan, or what is missing and the cheapest ways to get it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute
@@ -191,9 +191,11 @@ def _candidate(step: StepEstimate, best: StepEstimate) -> CandidateRecord:
     )
 
 
-def _least_bytes(model: ModelSpec, cluster: ClusterSpec, job: JobSpec, target: Target) -> float:
+def _least_bytes(
+    model: ModelSpec, cluster: ClusterSpec, job: JobSpec, target: Target, options: Options
+) -> float:
     """Return the device memory that the most frugal layout needs."""
-    return search(model, cluster, job, target, Options(keep=0)).least_bytes
+    return search(model, cluster, job, target, replace(options, keep=0)).least_bytes
 
 
 def _no_fit(
@@ -208,7 +210,7 @@ def _no_fit(
 
     def fits(cluster: ClusterSpec, job: JobSpec) -> bool:
         limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
-        return 0 < _least_bytes(model, cluster, job, target) <= limit
+        return 0 < _least_bytes(model, cluster, job, target, options) <= limit
 
     own, *larger = (_more_memory(cluster, gpu, job, fits) for gpu in _gpus_to_try(cluster))
     others = [change for change in (*larger, *_shorter_sequences(cluster, job, fits)) if change]

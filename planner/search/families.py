@@ -41,6 +41,8 @@ def family(layout: Layout, cluster: ClusterSpec) -> str:
     if layout.shard.weights > 1:
         sharded = layout.shard.weights < layout.dp * layout.cp
         parts.append("hybrid sharded data parallel" if sharded else "fully sharded data parallel")
+    if layout.offload_optimizer:
+        parts.append("weights on the host" if layout.offload_weights else "optimizer on the host")
     return " + ".join(parts) or "data parallel"
 
 

@@ -13,6 +13,7 @@ from planner.layout.space import layouts as legal_layouts
 from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
 from planner.search.bound import lower_bounds_s
+from planner.search.hosted import hosted_layouts
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
 from planner.spec.cluster import ClusterSpec
@@ -72,6 +73,10 @@ def search(
     limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
     found = legal_layouts(model, cluster, job, target.problems)
     needed = [peak_memory(model, job, _frugal(layout)).device for layout in found]
+    if options.offload and (not needed or min(needed) > limit):
+        hosted = hosted_layouts(model, cluster, job, target, found, limit)
+        found += [layout for layout, _ in hosted]
+        needed += [size for _, size in hosted]
     fitting = [layout for layout, size in zip(found, needed, strict=True) if size <= limit]
     least = min(range(len(found)), key=needed.__getitem__, default=None)
     prices = Prices(model, cluster, job)
