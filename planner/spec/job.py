@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from planner.spec.optimizer import OPTIMIZERS
-
 from planner.units import MIB
 
 

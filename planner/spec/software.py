@@ -100,11 +100,11 @@ DEEPSPEED = TORCH_FSDP.model_copy(
         "host_weight_bytes": 2,
     }
 )
-# ZeRO-Offload's own runs of 2020: DeepSpeed in fp16, attention scores in memory, dropout, the fused
-# Adam of DeepSpeed (csrc/adam), GPT-2 with checkpointed layers; the loss is Megatron's.
-ZERO_OFFLOAD = DEEPSPEED.model_copy(
+# DeepSpeed of 2020 and 2021 in fp16, as ZeRO-Offload's own runs: attention scores in memory,
+# dropout, DeepSpeed's fused Adam (csrc/adam), 2-byte gradients, the loss of Megatron.
+DEEPSPEED_FP16 = DEEPSPEED.model_copy(
     update={
-        "name": "zero-offload",
+        "name": "deepspeed-fp16",
         "flash_attention": False,
         "dropout": True,
         "loss": "in_place",

@@ -19,6 +19,7 @@ from planner.spec.job import JobSpec
 from planner.spec.model import MLASpec, ModelSpec, MoESpec
 from planner.validate.frameworks import Defaults, defaults_for
 from planner.validate.machines import machine
+from planner.validate.shapes import Shape, gpt_of_size
 
 csv.field_size_limit(10**7)
 _YES = {"1", "yes", "true"}
@@ -129,11 +130,37 @@ def _model(fields: Fields, moe: Fields, latent: Fields) -> ModelSpec:
     return ModelSpec.model_validate(dict(fields) | {"moe": experts, "mla": mla})
 
 
+def _usual_shape(row: dict[str, str]) -> Shape | None:
+    """Return the GPT of a row whose source speaks of its size alone: how large, how many FLOP/s."""
+    stated = number(row, "n_layers") or number(row, "hidden")
+    if stated or note(row, "kind") not in ("capacity", "throughput"):
+        return None
+    return gpt_of_size(row.get("model", ""))
+
+
+def _offload(row: dict[str, str]) -> dict[str, float | bool]:
+    """Return what of a row's offload a layout says: optimizer, weights, or nothing."""
+    text = row.get("offload", "")
+    if not text or text == "none":
+        return {}
+    if "activation" in text:
+        raise Skip(f"offload {text.partition(':')[0]!r} is not estimated yet")
+    return {"offload_optimizer": 1.0, "offload_weights": "params" in text}
+
+
 def read_model(cells: _Cells) -> ModelSpec:
     """Build the model of a row from its architecture cells."""
     row = cells.row
-    layers, hidden = cells.need("n_layers"), cells.need("hidden")
-    heads = cells.integer("n_heads", max(1, hidden // 128))
+    shape = _usual_shape(row)
+    if shape is None:
+        layers, hidden = cells.need("n_layers"), cells.need("hidden")
+        heads = cells.integer("n_heads", max(1, hidden // 128))
+    else:
+        layers, hidden = (
+            cells.integer("n_layers", shape.layers),
+            cells.integer("hidden", shape.hidden),
+        )
+        heads = cells.integer("n_heads", shape.heads)
     moe: Fields = ()
     experts = number(row, "n_experts") or 0
     if experts > 1:
@@ -145,7 +172,7 @@ def read_model(cells: _Cells) -> ModelSpec:
             ("shared_ffn_hidden", int(number(row, "shared_expert_ffn") or 0)),
             ("first_layer", int(max(0, layers - with_experts))),
         )
-    gated = cells.flag("gated_mlp", True)
+    gated = cells.flag("gated_mlp", shape is None)
     latent = row.get("attention_kind") == "MLA"
     if latent:
         cells.assumed += [f"{key}={value}" for key, value in _LATENT]
@@ -188,7 +215,9 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
     row = cells.row
     if row.get("tp") == "mixed":
         raise Skip("stages with different degrees cannot be expressed")
-    tp, cp, pp = (cells.integer(name, 1) for name in ("tp", "cp", "pp"))
+    inside = min(gpus, int(number(row, "gpus_per_node") or 8))
+    tp = cells.integer("tp", inside if "TP" in row.get("framework", "") else 1)
+    cp, pp = (cells.integer(name, 1) for name in ("cp", "pp"))
     ep, vpp = cells.integer("ep", 1), cells.integer("vpp", 1)
     dp = gpus // (tp * cp * pp)
     if dp < 1 or dp * tp * cp * pp != gpus:
@@ -213,6 +242,7 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
         tp, cp, pp, vpp, dp, ep, etp, micro_batch, sequence_parallel,
         Shard.zero(stage, dp * cp), _recompute(cells, defaults),
         _SCHEDULES.get(note(row, "schedule"), ""),
+        **_offload(row),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -228,8 +258,6 @@ def _refuse(row: dict[str, str]) -> None:
     """Raise Skip for what the cost model cannot express at all."""
     if not any(row.get(name) for name in ("tp", "pp", "dp", "zero_stage")):
         raise Skip("no layout is stated")
-    if row.get("offload", "") not in ("", "none"):
-        raise Skip("offload is not estimated yet")
     schedule = note(row, "schedule")
     if schedule and schedule not in _SCHEDULES:
         raise Skip(f"schedule {schedule} cannot be expressed")
@@ -261,7 +289,13 @@ def read_case(row: dict[str, str]) -> Case:
     """Return the case of a row; raises Skip with the reason where there is none."""
     _refuse(row)
     cells = _Cells(row)
-    gpus, seq_len, global_batch = (cells.need(name) for name in ("n_gpus", "seq_len", "gbs"))
+    gpus = cells.need("n_gpus")
+    shape = _usual_shape(row)
+    if shape is None:
+        seq_len, global_batch = cells.need("seq_len"), cells.need("gbs")
+    else:  # how large a GPT a machine holds is asked with the smallest batch
+        seq_len = cells.integer("seq_len", shape.seq_len)
+        global_batch = cells.integer("gbs", gpus * int(number(row, "mbs") or 1))
     defaults = defaults_for(
         row.get("framework", ""),
         row.get("notes", ""),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from planner.spec.job import SoftwareSpec
 from planner.spec.software import (
     DEEPSPEED,
+    DEEPSPEED_FP16,
     MEGATRON_2022,
     MEGATRON_CORE,
     MEGATRON_DEEPSPEED,
@@ -42,6 +43,8 @@ def _but(software: SoftwareSpec, name: str, **changes: object) -> SoftwareSpec:
 
 # First match wins; patterns are searched in the framework cell.
 _TABLE: tuple[tuple[str, Defaults], ...] = (
+    # its paper and its pages checkpoint every layer
+    (r"ZeRO-(3 )?Offload", Defaults(DEEPSPEED_FP16, 2, "full")),
     # performance recipes of NeMo and Bridge: grad_reduce_in_fp32=False
     (
         r"Bridge",
@@ -125,6 +128,8 @@ def defaults_for(
     found = next(entry for pattern, entry in _TABLE if re.search(pattern, framework))
     if found.software is MEGATRON_DEEPSPEED and precision == "fp16":
         found = replace(found, software=MEGATRON_DEEPSPEED_FP16)
+    if found.software is DEEPSPEED and precision == "fp16":
+        found = replace(found, software=DEEPSPEED_FP16)
     changes = _kernels(notes, seq_len) | _test_kernels(notes, seq_len, model)
     if changes:
         found = replace(found, software=found.software.model_copy(update=changes))

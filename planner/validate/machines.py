@@ -3,9 +3,9 @@
 import re
 from functools import lru_cache
 
-from planner.spec.cluster import ClusterSpec, ScaleOutSpec, ScaleUpSpec, load_gpu
+from planner.spec.cluster import ClusterSpec, HostSpec, ScaleOutSpec, ScaleUpSpec, load_gpu
 from planner.spec.gpu import GpuSpec
-from planner.units import GB
+from planner.units import GB, GIB
 
 # The network a GPU is usually sold with, in bytes per second and GPU (cluster tables: DGX-1/2,
 # DGX A100, DGX H100, DGX B200, NVL72, EFA p4/p5), used where a run does not name its own.
@@ -27,6 +27,25 @@ _USUAL_NET = {
 _EFA_NET = {"A100": 400 / 8 / 8}  # p4d: four adapters of 100 Gb/s for eight GPUs
 _LINE_RATE = {"V100": 150, "A100": 300, "A800": 200, "H800": 200, "H100": 450, "H200": 450}
 _LINE_RATE |= {"GB": 900, "B2": 900, "B3": 900, "MI3": 448, "MI25": 50}
+
+
+# Pinned GB/s of one GPU, and memory GB/s of an optimizer on a two-socket host of its time
+# (cluster_specs: dgx-2, dgx-a100, dgx-h100, gb200-nvl72).
+_HOST = {"V100": (12, 115), "A100": (26, 184), "A800": (26, 184), "GB": (200, 461)}
+_USUAL_HOST = (55, 276)
+_HOST_MEMORY = 2048 * GIB
+
+
+def _host(gpu: str, gpus_per_node: int) -> HostSpec:
+    """Return the usual host of a GPU; of sixteen V100s four share a link (cluster_specs/dgx-2)."""
+    prefixes = [prefix for prefix in _HOST if gpu.startswith(prefix)]
+    link, stream = _HOST[prefixes[0]] if prefixes else _USUAL_HOST
+    return HostSpec(
+        memory_bytes=_HOST_MEMORY,
+        gpu_link_bytes_per_s=link * GB,
+        link_gpus=4 if gpus_per_node == 16 else 1,
+        stream_bytes_per_s=stream * GB,
+    )
 
 
 def _by_prefix(table: dict[str, float] | dict[str, int], gpu: str, default: float) -> float:
@@ -92,6 +111,7 @@ def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int
             ring_step_s=ring_step,
             efficiency=efficiency,
         ),
+        host=_host(gpu_name, gpus_per_node),
     )
 
 

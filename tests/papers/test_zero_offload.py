@@ -19,7 +19,7 @@ from planner.simulate.step import StepEstimate, estimate_step
 from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.spec.optimizer import update_bytes
-from planner.spec.software import MEGATRON_2022, ZERO_OFFLOAD
+from planner.spec.software import DEEPSPEED_FP16, MEGATRON_2022
 from tests.properties.strategies import cluster, gpt, quick
 
 DGX2 = cluster("dgx-2")
@@ -41,11 +41,11 @@ def spec(size: str) -> ModelSpec:
     return gpt(*SHAPES[size], vocab=50304, positions=1024)
 
 
-def paper_job(global_batch: int = 16, software: SoftwareSpec = ZERO_OFFLOAD) -> JobSpec:
+def paper_job(global_batch: int = 16, software: SoftwareSpec = DEEPSPEED_FP16) -> JobSpec:
     return JobSpec(global_batch=global_batch, seq_len=1024, precision="fp16", software=software)
 
 
-def fits(size: str, layout: Layout, software: SoftwareSpec = ZERO_OFFLOAD) -> bool:
+def fits(size: str, layout: Layout, software: SoftwareSpec = DEEPSPEED_FP16) -> bool:
     memory = peak_memory(spec(size), paper_job(software=software), layout)
     return memory.device <= DGX2.gpu.memory_bytes
 
@@ -54,7 +54,7 @@ def step(layout: Layout, global_batch: int, size: str = "10B") -> StepEstimate:
     return estimate_step(Prices(spec(size), DGX2, paper_job(global_batch)), layout)
 
 
-@pytest.mark.parametrize("software", [ZERO_OFFLOAD, MEGATRON_2022], ids=lambda it: it.name)
+@pytest.mark.parametrize("software", [DEEPSPEED_FP16, MEGATRON_2022], ids=lambda it: it.name)
 def test_1_4_billion_is_the_limit_of_one_v100_without_offload(software: SoftwareSpec) -> None:
     assert fits("1.4B", ONE, software)
     assert not fits("2B", ONE, software)
