@@ -12,6 +12,7 @@ from typing import NamedTuple
 from planner.cost.collectives import Group, collective_s
 from planner.cost.compute import attention_s, elementwise_s, gemm_s
 from planner.layout.layout import Layout, Recompute
+from planner.model.adapters import trained_backward, with_adapters
 from planner.model.operations import (
     Attention,
     Collective,
@@ -20,7 +21,6 @@ from planner.model.operations import (
     Operation,
     Shape,
     attention_operations,
-    backward,
     embedding_operations,
     head_operations,
     is_weight_gradient,
@@ -104,7 +104,7 @@ class Prices:
             operations, _ = self.operations(block, layout)
             parts: tuple[list[Operation], list[Operation]] = ([], [])
             for operation in operations:
-                for part in backward(operation, self.job.software):
+                for part in trained_backward(operation, self.job):
                     parts[is_weight_gradient(part)].append(part)
             groups, stalled = _groups(layout, self.cluster), self._stalled_step_s(layout)
             inputs, weights = (self._pass(part, groups, stalled) for part in parts)
@@ -146,7 +146,7 @@ class Prices:
             operations, core = attention_operations(model, shape, software)
             make = moe_operations if block == "moe" else mlp_operations
             operations = operations + make(model, shape, software)
-        return operations, core
+        return with_adapters(operations, self.job), core
 
     def _price(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
         software = self.job.software
@@ -154,7 +154,7 @@ class Prices:
         groups = _groups(layout, self.cluster)
         stalled = self._stalled_step_s(layout)
         forward = self._pass(operations, groups, stalled)
-        reverse = [b for op in operations for b in backward(op, software)]
+        reverse = [part for one in operations for part in trained_backward(one, self.job)]
         again = Seconds()
         if recompute is Recompute.FULL:
             again = forward

@@ -5,9 +5,10 @@ from functools import lru_cache
 
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import StageLayers
+from planner.model.adapters import adapter_parameters
 from planner.model.matrices import dense_matrix_parameters
 from planner.model.parameters import final_norm_parameters, layer_parameters
-from planner.spec.job import SoftwareSpec
+from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 
 
@@ -81,6 +82,29 @@ def stage_local(
         own = not model.tied_embeddings or not stage.embedding
         copied = positions if own and software.tied_stage_keeps_positions else 0
         local = local.plus(LocalParameters(final_norm_parameters(model) + own * table + copied))
+    return local
+
+
+def layer_trained(
+    model: ModelSpec, job: JobSpec, moe_layer: bool, layout: Layout
+) -> LocalParameters:
+    """Return the parameters of one layer on one rank that have gradients: all, or adapters."""
+    if not job.lora_rank:
+        return layer_local(model, moe_layer, layout.tp, layout.ep, layout.etp)
+    dense, expert = adapter_parameters(model, job.lora_rank, job.lora_targets, moe_layer)
+    split = dense / layout.tp
+    return LocalParameters(split, expert / (layout.ep * layout.etp), split)
+
+
+def trained_local(
+    model: ModelSpec, job: JobSpec, stage: StageLayers, layout: Layout
+) -> LocalParameters:
+    """Return the parameters of a stage on one rank that have gradients: all, or adapters."""
+    if not job.lora_rank:
+        return stage_local(model, stage, layout.tp, layout.ep, layout.etp, job.software)
+    local = LocalParameters()
+    for count, moe_layer, _ in stage.kinds(Recompute.NONE):
+        local = local.plus(layer_trained(model, job, moe_layer, layout), count)
     return local
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from planner.layout.layout import Layout
-from planner.layout.local import sharded_parameters, stage_local
+from planner.layout.local import sharded_parameters, stage_local, trained_local
 from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers, together
 from planner.memory.moments import LOADED, STEP, job_shape, moments
 from planner.memory.states import state_bytes
@@ -106,9 +106,12 @@ def rank_timeline(
     mine = held_layers(model, layout, rank, split)
     shape, software = job_shape(job, layout), job.software
     local = stage_local(model, mine, layout.tp, layout.ep, layout.etp, software)
-    states = state_bytes(local, layout, software, job.optimizer)
-    gradients = states.gradients + table_gradient_bytes(model, software, layout, mine)
-    second = software.backward_gradient_bytes * local.total
+    adapters = trained_local(model, job, mine, layout) if job.lora_rank else None
+    states = state_bytes(local, layout, software, job.optimizer, adapters)
+    trained, gradients = adapters or local, states.gradients
+    if adapters is None:
+        gradients += table_gradient_bytes(model, software, layout, mine)
+    second = software.backward_gradient_bytes * trained.total
     buffers = buffer_bytes(model, shape, software, mine.has_experts)
     micro_batches = layout.micro_batches(job.global_batch)
     buffers += receive_bytes(model, shape, software, layout, rank, micro_batches)
@@ -130,8 +133,8 @@ def rank_timeline(
         for moment in moments(model, job, layout, mine, rank)
     ]
     # the sharded fp32 weight is updated; what was gathered of it is free
-    weights = 0.0 if software.sharded_master else states.weights
-    on_gpu = (1 - layout.offload_optimizer) * sharded_parameters(local, layout)
+    weights = 0.0 if software.sharded_master and adapters is None else states.weights
+    on_gpu = (1 - layout.offload_optimizer) * sharded_parameters(trained, layout)
     working = step_working_bytes(on_gpu, software)
     step = RankMemory(
         weights, gradients, states.optimizer, buffers, 0.0, working, outside, STEP,

@@ -40,9 +40,15 @@ class StateBytes:
 
 
 def state_bytes(
-    local: LocalParameters, layout: Layout, software: SoftwareSpec, optimizer: str = "adamw"
+    local: LocalParameters,
+    layout: Layout,
+    software: SoftwareSpec,
+    optimizer: str = "adamw",
+    trained: LocalParameters | None = None,
 ) -> StateBytes:
     """Return the state of ``local`` parameters under the layout's sharding.
+
+    ``trained`` adapters stand beside them where they are frozen, and have all that is not weights.
 
     Under a pipeline whole weights and gradients stay until the last micro-batch, whatever the ZeRO
     stage: FSDP2 keeps them (torch/distributed/pipelining/stage.py), Megatron's distributed
@@ -50,22 +56,32 @@ def state_bytes(
     """
     shard, edp = layout.shard, max(1, layout.edp)
 
-    def divided(group: int) -> float:
-        return local.dense / group + local.expert / min(group, edp)
+    def divided(held: LocalParameters, group: int) -> float:
+        return held.dense / group + held.expert / min(group, edp)
 
     whole = layout.pp > 1
     # FSDP gathers from the fp32 weights that the optimizer updates; there is no 2-byte copy
     copied = whole or not (software.sharded_master and 1 < shard.weights == shard.optimizer)
+    frozen = 0.0
+    if trained is not None:
+        frozen = WEIGHT_BYTES * divided(local, 1 if whole else shard.weights)
+        local = trained
     states = StateBytes(
-        copied * WEIGHT_BYTES * divided(1 if whole else shard.weights),
-        software.gradient_bytes * divided(1 if whole else shard.gradients),
+        frozen + copied * WEIGHT_BYTES * divided(local, 1 if whole else shard.weights),
+        software.gradient_bytes * divided(local, 1 if whole else shard.gradients),
         kept_bytes(optimizer, software.optimizer_bytes, *sharded_by_kind(local, layout)),
     )
-    return _offloaded(states, local, layout, software) if layout.offload_optimizer else states
+    return (
+        _offloaded(states, local, layout, software, frozen) if layout.offload_optimizer else states
+    )
 
 
 def _offloaded(
-    states: StateBytes, local: LocalParameters, layout: Layout, software: SoftwareSpec
+    states: StateBytes,
+    local: LocalParameters,
+    layout: Layout,
+    software: SoftwareSpec,
+    frozen: float,
 ) -> StateBytes:
     """Return ``states`` with a share of them on the host.
 
@@ -80,6 +96,6 @@ def _offloaded(
         buckets = min(BUCKETS * software.bucket_bytes, software.reduce_bytes * local.total)
         gradients = (1 - share) * gradients + share * min(gradients, buckets)
     if layout.offload_weights:
-        host += weights if not software.sharded_master else 0.0
+        host += frozen if software.sharded_master else weights  # its master is there already
         weights = 0.0
     return StateBytes(weights, gradients, (1 - share) * states.optimizer, host)

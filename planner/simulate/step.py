@@ -14,7 +14,13 @@ from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
 from planner.cost.offload import host_update, link_bytes_per_s
 from planner.errors import LayoutError
 from planner.layout.layout import Layout, Recompute
-from planner.layout.local import LocalParameters, layer_local, sharded_parameters, stage_local
+from planner.layout.local import (
+    LocalParameters,
+    layer_local,
+    sharded_parameters,
+    stage_local,
+    trained_local,
+)
 from planner.layout.stages import Split, StageLayers, stage_layers, together
 from planner.memory.estimate import RankMemory, peak_memory
 from planner.memory.states import WEIGHT_BYTES
@@ -136,7 +142,9 @@ def _sharded_layer_s(
     one = StageLayers(int(not moe_layer), int(moe_layer))
     local = stage_local(model, one, layout.tp, layout.ep, layout.etp)
     parts = shares(local, layout, cluster, shard.gradients)
-    backward, _ = sync_s("reduce_scatter", parts, software.reduce_bytes, LAYER_BUCKET, cluster)
+    backward = 0.0
+    if not prices.job.lora_rank:
+        backward, _ = sync_s("reduce_scatter", parts, software.reduce_bytes, LAYER_BUCKET, cluster)
     forward = 0.0
     if shard.weights > 1:
         parts = shares(local, layout, cluster, shard.weights)
@@ -288,7 +296,7 @@ def step_costs(
     tails = []
     for mine in held:
         layers = together([stages[stage] for stage in mine])
-        local = stage_local(model, layers, layout.tp, layout.ep, layout.etp, job.software)
+        local = trained_local(model, job, layers, layout)
         forward_s = sum(costs[stage].forward_s for stage in mine)
         backward_s = sum(costs[stage].backward_s + costs[stage].weight.total for stage in mine)
         gradients = _gradient_tail_s(prices, copies, local, backward_s)
@@ -337,7 +345,11 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     ends = ends_s(step, pipeline) + step.stall_s
     total = max(float(end) + tail.total for end, tail in zip(ends, step.tails, strict=True))
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
-    flops = model_flops_per_token(model, job.seq_len) * job.global_batch * job.seq_len
+    flops = (
+        model_flops_per_token(model, job.seq_len, job.lora_rank > 0)
+        * job.global_batch
+        * job.seq_len
+    )
     peak = half_precision_peak(prices.cluster.gpu)
     return StepEstimate(
         layout,

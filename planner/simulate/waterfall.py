@@ -78,7 +78,11 @@ def waterfall(prices: Prices, step: StepEstimate) -> Waterfall:
     }
     parts |= _ends_and_waits(prices, step, costs, mean)
     parts["bubble"] = step.step_time_s - sum(parts.values())
-    flops = model_flops_per_token(prices.model, job.seq_len) * job.global_batch * job.seq_len
+    flops = (
+        model_flops_per_token(prices.model, job.seq_len, job.lora_rank > 0)
+        * job.global_batch
+        * job.seq_len
+    )
     repeated = work.repeated_flops * costs.micro_batches * (layout.gpus // layout.pp)
     return Waterfall(
         parts, step.step_time_s, step.mfu, step.mfu * (1 + repeated / flops), step.peak_flops
@@ -91,7 +95,7 @@ def _ideal(prices: Prices, gpus: int) -> Kinds:
     tokens = job.global_batch * job.seq_len
     peak = gpus * half_precision_peak(prices.cluster.gpu)
     attention = 3 * attention_flops_per_token(prices.model, job.seq_len)
-    products = model_flops_per_token(prices.model, job.seq_len) - attention
+    products = model_flops_per_token(prices.model, job.seq_len, job.lora_rank > 0) - attention
     return Kinds(tokens * products / peak, tokens * attention / peak)
 
 

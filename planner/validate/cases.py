@@ -261,9 +261,11 @@ def _refuse(row: dict[str, str]) -> None:
     schedule = note(row, "schedule")
     if schedule and schedule not in _SCHEDULES:
         raise Skip(f"schedule {schedule} cannot be expressed")
+    if note(row, "kind") == "optimizer":
+        raise Skip("it times an optimizer, not a step")
     if row.get("attention_kind") == "hybrid":
         raise Skip("hybrid attention layers cannot be expressed")
-    if row.get("task", "pretrain") not in ("", "pretrain", "sft"):
+    if row.get("task", "pretrain") not in ("", "pretrain", "sft", "lora"):
         raise Skip(f"task {row['task']} is not estimated yet")
 
 
@@ -329,6 +331,10 @@ def read_case(row: dict[str, str]) -> Case:
         precision=_precision(cells, cluster.gpu),
         software=software,
     )
+    if row.get("task") == "lora":
+        adapters = {"lora_rank": defaults.lora_rank, "lora_targets": defaults.lora_targets}
+        job = job.model_copy(update=adapters)
+        cells.assumed += [f"{name}={value}" for name, value in adapters.items()]
     split = _dealt_stages(model, layout) if software.balanced_stages and layout.pp > 1 else None
     # written to TensorBoard, which in Megatron-LM is open on the last rank (global_vars.py)
     rank = layout.pp - 1 if "golden values" in row.get("notes", "") else None
