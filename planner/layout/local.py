@@ -125,5 +125,6 @@ def streams_gradients(layout: Layout, software: SoftwareSpec) -> bool:
 
     They must be reduced there and then: nobody shares them, or each rank has its own part.
     """
-    alone = layout.dp * layout.cp == 1 or layout.shard.gradients > 1
-    return software.streams_gradients and layout.pp == 1 and alone
+    if not layout.offload_optimizer or layout.pp > 1 or not software.streams_gradients:
+        return False
+    return layout.dp * layout.cp == 1 or layout.shard.gradients > 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from planner.layout.layout import Layout
-from planner.layout.local import sharded_parameters, stage_local, trained_local
+from planner.layout.local import sharded_parameters, stage_local, streams_gradients, trained_local
 from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers, together
 from planner.memory.moments import LOADED, STEP, job_shape, moments
 from planner.memory.states import state_bytes
@@ -78,6 +78,8 @@ def table_gradient_bytes(
 ) -> float:
     """Return what the gradient of an embedding takes beyond the rank's own rows of it."""
     if not (software.whole_table_gradient and mine.embedding) or layout.shard.gradients > 1:
+        return 0.0
+    if streams_gradients(layout, software):
         return 0.0
     return software.gradient_bytes * model.vocab * model.hidden * (1 - 1 / layout.tp)
 

@@ -85,8 +85,9 @@ def _offloaded(
 ) -> StateBytes:
     """Return ``states`` with a share of them on the host.
 
-    Gradients that leave in the backward pass pass through two buckets on the GPU. On the host an
-    fp32 gradient waits for the update: 16 bytes of AdamW for each parameter (ZeRO-Offload, ATC 21).
+    Gradients that leave in the backward pass do so layer by layer (FSDP), or through two buckets on
+    the GPU. On the host an fp32 gradient waits for the update: 16 bytes of AdamW for each parameter
+    (ZeRO-Offload, ATC 21).
     """
     share = layout.offload_optimizer
     parameters = sharded_parameters(local, layout)
@@ -94,6 +95,7 @@ def _offloaded(
     gradients, weights = states.gradients, states.weights
     if streams_gradients(layout, software):
         buckets = min(BUCKETS * software.bucket_bytes, software.reduce_bytes * local.total)
+        buckets = 0.0 if software.sharded_master else buckets
         gradients = (1 - share) * gradients + share * min(gradients, buckets)
     if layout.offload_weights:
         host += frozen if software.sharded_master else weights  # its master is there already

@@ -8,7 +8,7 @@ bytes of every rank): residual 0.2 % of the peak on the dense ones.
 from functools import lru_cache
 
 from planner.layout.layout import Layout, Recompute
-from planner.layout.local import padded_vocab
+from planner.layout.local import padded_vocab, streams_gradients
 from planner.memory.activations import attention_bytes, layer_bytes
 from planner.model.operations import Shape
 from planner.model.parameters import layer_parameters
@@ -99,8 +99,13 @@ def _fetched(layout: Layout) -> bool:
     return layout.shard.weights > 1 or layout.offload_weights
 
 
-def _by_layer(layout: Layout) -> bool:
-    return layout.pp == 1 and (layout.shard.gradients > 1 or layout.offload_weights)
+def _by_layer(layout: Layout, software: SoftwareSpec) -> bool:
+    """Whether gradients are reduced, or leave for the host, as soon as a layer has them."""
+    if layout.pp > 1:
+        return False
+    return layout.shard.gradients > 1 or (
+        software.sharded_master and streams_gradients(layout, software)
+    )
 
 
 def gathered_bytes(
@@ -111,7 +116,7 @@ def gathered_bytes(
     Weights of the layer at work and of the one being prefetched (ZeRO-3); the gradient of the layer
     before. Nothing under a pipeline, which keeps both.
     """
-    if not _by_layer(layout):
+    if not (_by_layer(layout, software) or layout.offload_weights):
         return 0.0, 0.0
     whole = layer_parameters(model, moe_layer)
     local = (whole.total - whole.experts) / shape.tp + whole.experts / (shape.ep * shape.etp)
@@ -127,7 +132,7 @@ def head_gathered_bytes(
     The embedding's gradient was the last one of the micro-batch before; FSDP2 keeps the input of a
     reduction until the next one (torch/distributed/fsdp/_fully_shard, ``reduce_scatter_state``).
     """
-    if not _by_layer(layout):
+    if not (_by_layer(layout, software) or layout.offload_weights):
         return 0.0, 0.0
     table = padded_vocab(model, shape.tp, software.vocab_multiple) / shape.tp * model.hidden
     return 2 * table * _fetched(layout), software.reduce_bytes * table
