@@ -72,7 +72,7 @@ def test_every_value_has_a_source(name: str) -> None:
 
 
 def test_eleven_clusters_ship() -> None:
-    assert len(cluster_names()) == 10
+    assert len(cluster_names()) == 11
     assert cluster_names() == tuple(sorted(cluster_names()))
 
 
