@@ -133,8 +133,6 @@ def defaults_for(
     found = next(entry for pattern, entry in _TABLE if re.search(pattern, framework))
     if found.software is MEGATRON_DEEPSPEED and precision == "fp16":
         found = replace(found, software=MEGATRON_DEEPSPEED_FP16)
-    if found.software is DEEPSPEED and precision == "fp16":
-        found = replace(found, software=DEEPSPEED_FP16)
     changes = _kernels(notes, seq_len) | _test_kernels(notes, seq_len, model)
     if changes:
         found = replace(found, software=found.software.model_copy(update=changes))
