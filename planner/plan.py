@@ -113,6 +113,35 @@ class SearchRecord(BaseModel):
     seconds: float
 
 
+class SlowLinkRecord(BaseModel):
+    """A pair of nodes much slower than most, and what of the job crosses it."""
+
+    model_config = _FROZEN
+
+    first: str
+    second: str
+    share: float = Field(description="Rate ÷ that of a healthy link.")
+    carries: tuple[str, ...] = Field((), description="Empty: the placement keeps off it.")
+
+
+class PlacementRecord(BaseModel):
+    """What the order of ``hosts`` gains on measured links, and which links it avoids.
+
+    ``listed`` is the same layout on the nodes as the measurement lists them, ``healthy`` if no link
+    were slow. Seconds of communication are of one step's critical path, hidden or not.
+    """
+
+    model_config = _FROZEN
+
+    communication_s: float
+    listed_communication_s: float
+    listed_step_time_s: float
+    healthy_step_time_s: float
+    exact: bool = Field(description="Whether all orders were compared.")
+    unused: tuple[str, ...] = Field((), description="Measured nodes that the job leaves out.")
+    slow_links: tuple[SlowLinkRecord, ...] = ()
+
+
 class Plan(BaseModel):
     """One executable answer."""
 
@@ -128,8 +157,15 @@ class Plan(BaseModel):
     )
     stages: tuple[StageRecord, ...]
     rank_map: tuple[int, ...] = Field(description="rank_map[slot] = rank of GPU slot (node-major).")
+    hosts: tuple[str, ...] = Field(
+        (), description="Node names in the order of their slots; empty: any order is as good."
+    )
     estimate: EstimateRecord
     search: SearchRecord
+    placement: PlacementRecord | None = Field(None, description="Where links were measured.")
+    node_choices: tuple[CandidateRecord, ...] = Field(
+        (), description="Of a mixed cluster: each choice of kinds of nodes, the plan's first."
+    )
     alternatives: tuple[CandidateRecord, ...] = ()
     lost: tuple[CandidateRecord, ...] = ()
     simulated: tuple[SimulatedRecord, ...] = Field(
@@ -165,7 +201,7 @@ class Plan(BaseModel):
             ("memory", f"{format_bytes(estimate.memory_bytes)} "
              f"of {format_bytes(estimate.capacity_bytes)}"),
         )  # fmt: skip
-        gpus = f"{len(self.rank_map)} x {self.cluster.gpu.name}"
+        gpus = self.cluster.gpu_words(len(self.rank_map))
         cells = "".join(
             f"<tr><th style='text-align:left'>{name}</th>"
             f"<td style='text-align:left'>{escape(value)}</td></tr>"

@@ -79,6 +79,7 @@ def _explained(question: "Question", measured_s: float | None) -> "Explained":
     from planner.errors import LayoutError
     from planner.report.speed import Explained
     from planner.search.faster import faster_changes
+    from planner.search.placed import slow_links
     from planner.simulate.step import estimate_step
     from planner.simulate.waterfall import waterfall
 
@@ -87,4 +88,5 @@ def _explained(question: "Question", measured_s: float | None) -> "Explained":
     prices = Prices(question.model, question.cluster, question.job)
     step = estimate_step(prices, question.layout, question.split)
     changes = faster_changes(prices, question.layout, question.target, question.split)
-    return Explained(step, question.cluster, waterfall(prices, step), changes, measured_s)
+    slow = slow_links(question.cluster, question.cluster, question.layout)
+    return Explained(step, question.cluster, waterfall(prices, step), changes, measured_s, slow)

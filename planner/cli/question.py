@@ -85,6 +85,11 @@ class Question:
 
 def of_plan(plan: Plan, calibration: Path | None = None) -> Question:
     """Return the question whether a written plan fits."""
+    if plan.cluster.node_groups:
+        raise SpecError(
+            f"{plan.cluster.name!r} has nodes of several kinds (node_groups); the plan states the "
+            "memory of each stage, and no other question is answered for them yet"
+        )
     software = plan.job.software
     named = (one for one in TARGETS.values() if one.software.name == software.name)
     target = replace(next(named, TARGETS["megatron"]), software=software)

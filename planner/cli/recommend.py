@@ -51,6 +51,10 @@ def recommend(
         Path | None,
         typer.Option(help="Measurements of your machine (planner profile).", metavar="FILE"),
     ] = None,
+    links: Annotated[
+        Path | None,
+        typer.Option(help="Measured links of each pair of nodes.", metavar="FILE"),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="Factors fitted to your runs (planner calibrate).", metavar="FILE"),
@@ -94,7 +98,7 @@ def recommend(
     )
     check_free(output, force)
     spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, profile)
+    machines = chosen_cluster(cluster, nodes, profile, links, mixed=True)
     method = Method(optimizer, lora_rank)
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu, method)
     runner, why = chosen_target(target, spec, job)

@@ -39,21 +39,62 @@ def share(text: str) -> float:
     return number
 
 
-def chosen_cluster(name: str, nodes: int | None, profile: Path | None) -> ClusterSpec:
-    """Return the cluster with the nodes asked for and the curves that a profile measured."""
+def chosen_cluster(
+    name: str,
+    nodes: int | None,
+    profile: Path | None,
+    links: Path | None = None,
+    mixed: bool = False,
+) -> ClusterSpec:
+    """Return the cluster with the nodes asked for, and the curves and links that were measured.
+
+    ``mixed``: the command knows clusters of several kinds of nodes; others refuse them.
+    """
     cluster = load_cluster(name)
+    if cluster.node_groups and (not mixed or profile is not None):
+        what = "--profile" if mixed else "--cluster"
+        raise SpecError(
+            f"{what}: {cluster.name!r} has nodes of several kinds (node_groups), which only "
+            "recommend without a profile knows; describe one kind as a cluster of its own"
+        )
+    if links is not None:
+        cluster, nodes = _with_links(cluster, nodes, links), None
     if nodes is not None:
-        if nodes > 1 and cluster.scale_out is None:
-            raise SpecError(
-                f"--nodes: {nodes} nodes of {cluster.name!r} have no network between them; "
-                "describe scale_out in its file, or use --nodes 1"
-            )
-        cluster = cluster.model_copy(update={"nodes": nodes})
+        cluster = _with_nodes(cluster, nodes)
     if profile is None:
         return cluster
     measured = load_profile(profile)
     note(f"profile {profile}: {measured.origin}; it replaces the curves of {cluster.gpu.name}")
     return apply_profile(cluster, measured)
+
+
+def _with_nodes(cluster: ClusterSpec, nodes: int) -> ClusterSpec:
+    if nodes > 1 and cluster.scale_out is None:
+        raise SpecError(
+            f"--nodes: {nodes} nodes of {cluster.name!r} have no network between them; "
+            "describe scale_out in its file, or use --nodes 1"
+        )
+    if cluster.node_groups and nodes != cluster.nodes:
+        raise SpecError(
+            f"--nodes: {cluster.name!r} lists its {cluster.nodes} nodes by kind; change "
+            "node_groups in its file"
+        )
+    measured = len(cluster.node_links.hosts) if cluster.node_links else nodes
+    if nodes > measured:
+        raise SpecError(f"--nodes: links of {measured} nodes were measured; use at most {measured}")
+    return cluster.model_copy(update={"nodes": nodes})
+
+
+def _with_links(cluster: ClusterSpec, nodes: int | None, file: Path) -> ClusterSpec:
+    """Return the cluster with measured links; without ``nodes``, all that were measured."""
+    from planner.formats.mpigraph import read_node_links
+
+    if cluster.node_groups or cluster.domain_gpus > cluster.gpus_per_node:
+        reason = "is of several kinds of nodes" if cluster.node_groups else "has domains of nodes"
+        raise SpecError(f"--links: {cluster.name!r} {reason}; links are placed on like nodes only")
+    links = read_node_links(file)
+    cluster = cluster.model_copy(update={"node_links": links})
+    return _with_nodes(cluster, len(links.hosts) if nodes is None else nodes)
 
 
 def with_calibration(

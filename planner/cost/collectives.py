@@ -6,7 +6,9 @@ Message sizes follow nccl-tests: the full (gathered) buffer. ``busbw`` is what a
 
 from dataclasses import dataclass
 from math import ceil, log2, sqrt
+from typing import NamedTuple
 
+from planner.cost.links import HEALTHY, Links, slowest_links
 from planner.spec.cluster import ClusterSpec, ScaleOutSpec
 from planner.spec.gpu import CollectiveCurve, bus_factor
 
@@ -26,18 +28,20 @@ class Group:
 
     ``inside`` ranks share a scale-up domain, ``domains`` such sets form the group, and each rank
     owns ``net_bytes_per_s`` of its node's network (all groups of that kind work at once).
+    ``links`` are the slowest between nodes, where the cluster's were measured.
     """
 
     ranks: int
     inside: int
     domains: int
+    links: Links = HEALTHY
 
     @classmethod
     def place(cls, ranks: int, stride: int, cluster: ClusterSpec) -> "Group":
         """Place ``ranks`` that lie ``stride`` slots apart."""
         domain = cluster.domain_gpus
         inside = max(1, min(ranks, domain // stride)) if stride < domain else 1
-        return cls(ranks, inside, ceil(ranks / inside))
+        return cls(ranks, inside, ceil(ranks / inside), slowest_links(cluster, ranks, stride))
 
 
 def _inside_curve(kind: str, ranks: int, cluster: ClusterSpec) -> CollectiveCurve:
@@ -76,35 +80,46 @@ def _across_latency(kind: str, group: Group, cluster: ClusterSpec, net: ScaleOut
     if group.inside > 1:
         measured = inside_s(kind, 0.0, group.inside, cluster) - START_S
         inside = max(measured, (group.inside - 1) * HOP_S)
+    latency_s = net.latency_s * group.links.latency
     if kind == "all_reduce":
-        return START_S + inside + 2 * ceil(log2(group.domains)) * net.latency_s
+        return START_S + inside + 2 * ceil(log2(group.domains)) * latency_s
     if kind == "all_to_all":
-        return START_S + inside + net.latency_s + (group.ranks - 1) * 0.5e-6
-    return START_S + group.domains * inside + (group.domains - 1) * net.latency_s
+        return START_S + inside + latency_s + (group.ranks - 1) * 0.5e-6
+    return START_S + group.domains * inside + (group.domains - 1) * latency_s
 
 
-def _leaving_share(group: Group, copies: int) -> float:
-    """Return the share of an all-to-all message that crosses the network.
+class Rows(NamedTuple):
+    """How the rows of an all-to-all travel.
 
-    Rows with ``copies`` for members chosen at random travel once to each domain among them.
+    Each has ``copies`` for members chosen at random; of the group's domains a ``share`` is open to
+    it, and one copy serves all members of a domain.
     """
-    reached = 1 - (1 - 1 / group.domains) ** copies
-    return (group.domains - 1) * reached / copies
+
+    copies: int = 1
+    share: float = 1.0
 
 
-def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec, copies: int) -> float:
+def _leaving_share(group: Group, rows: Rows) -> float:
+    """Return the share of an all-to-all message that crosses the network."""
+    open_domains = max(1.0, group.domains * rows.share)
+    reached = open_domains * (1 - (1 - 1 / open_domains) ** rows.copies)
+    return reached * (1 - 1 / group.domains) / rows.copies
+
+
+def _all_to_all_s(message_bytes: float, group: Group, cluster: ClusterSpec, rows: Rows) -> float:
     net = cluster.scale_out
     assert net is not None
     n, g = group.ranks, group.inside
-    leaving = message_bytes * _leaving_share(group, copies)
+    leaving = message_bytes * _leaving_share(group, rows)
     inside = message_bytes * (g - 1) / n
-    outside_s = leaving / (net.all_to_all_efficiency * _net_per_gpu(cluster, net))
+    rate = net.all_to_all_efficiency * _net_per_gpu(cluster, net) * group.links.mesh
+    outside_s = leaving / rate
     inside_seconds = inside_s("all_to_all", inside, g, cluster) if g > 1 else 0.0
     return _across_latency("all_to_all", group, cluster, net) + max(inside_seconds, outside_s)
 
 
 def _across_s(
-    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, copies: int
+    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, rows: Rows
 ) -> float:
     """Seconds of a ring (or two-node tree) over the network.
 
@@ -115,13 +130,13 @@ def _across_s(
     if net is None:
         raise ValueError("a group that spans domains needs scale_out")
     if kind == "all_to_all":
-        return _all_to_all_s(message_bytes, group, cluster, copies)
+        return _all_to_all_s(message_bytes, group, cluster, rows)
     n, g = group.ranks, group.inside
     bus_bytes = bus_factor(kind, n) * message_bytes
     # a rank alone in its node drives one NIC through one pair of channels, as a send does: 175B
     # and 530B lose twice as much to data parallelism as a ring at 0.92 would (Korthikanti, dp 8)
     efficiency = net.efficiency if g > 1 else net.p2p_efficiency
-    rate = efficiency * g * _net_per_gpu(cluster, net)
+    rate = efficiency * g * _net_per_gpu(cluster, net) * group.links.ring
     if kind == "all_reduce" and group.domains == 2 and g > 1:
         rate *= bus_factor(kind, n)
     bound = bus_bytes / rate
@@ -137,27 +152,29 @@ def _across_s(
 
 
 def collective_s(
-    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, copies: int = 1
+    kind: str, message_bytes: float, group: Group, cluster: ClusterSpec, rows: Rows = Rows()
 ) -> float:
     """Seconds of one collective; a group of one rank has nobody to talk to.
 
-    ``copies``: of each row of an all-to-all that sends a row once to each domain.
+    ``rows``: of an all-to-all.
     """
     if group.ranks == 1:
         return 0.0
     if group.domains == 1:
         bus_bytes = bus_factor(kind, group.ranks) * message_bytes
         return inside_s(kind, bus_bytes, group.ranks, cluster)
-    return _across_s(kind, message_bytes, group, cluster, copies)
+    return _across_s(kind, message_bytes, group, cluster, rows)
 
 
-def send_recv_s(message_bytes: float, stride: int, cluster: ClusterSpec) -> float:
+def send_recv_s(
+    message_bytes: float, stride: int, cluster: ClusterSpec, links: Links = HEALTHY
+) -> float:
     """Seconds to hand ``message_bytes`` to the GPU ``stride`` slots away.
 
-    Inside a domain over its fabric; otherwise over the NIC of the sending GPU.
+    Inside a domain over its fabric; otherwise over the NIC of the sending GPU and ``links``.
     """
     net = cluster.scale_out
     if stride < cluster.domain_gpus or net is None:
         return inside_s("send_recv", message_bytes, 2, cluster)
-    rate = net.p2p_efficiency * _net_per_gpu(cluster, net)
-    return START_S + net.latency_s + message_bytes / rate
+    rate = net.p2p_efficiency * _net_per_gpu(cluster, net) * links.ring
+    return START_S + net.latency_s * links.latency + message_bytes / rate

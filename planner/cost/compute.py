@@ -7,6 +7,7 @@ fused attention over about 3,000 shapes, median error 4-8 % (``sources`` in ``pr
 from math import ceil
 
 from planner.model.operations import Attention, Elementwise, Gemm
+from planner.spec.cluster import ClusterSpec
 from planner.spec.gpu import AttentionCurve, GemmCurve, GpuSpec
 
 # A GPU without a measured curve: the middle of the measured ones, and half of a kernel's 5-10 us.
@@ -34,6 +35,14 @@ def product_flops_per_s(gpu: GpuSpec) -> float:
     """FLOP/s of large half-precision products in long runs."""
     curve = gpu.gemm.get("bf16", DEFAULT_GEMM)
     return half_precision_peak(gpu) * curve.efficiency * gpu.sustained_fraction
+
+
+def mean_peak(cluster: ClusterSpec) -> float:
+    """Dense FLOP/s of one GPU, the mean over the nodes of a mixed cluster."""
+    if not cluster.node_groups:
+        return half_precision_peak(cluster.gpu)
+    groups = cluster.node_groups
+    return sum(group.nodes * half_precision_peak(group.gpu) for group in groups) / cluster.nodes
 
 
 def gemm_s(operation: Gemm, gpu: GpuSpec, dtype: str) -> float:

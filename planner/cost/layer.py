@@ -5,11 +5,11 @@ callers. Collectives are placed on the cluster; what runs behind a product is on
 longer than the product.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from planner.cost.collectives import Group, collective_s
+from planner.cost.collectives import Group, Rows, collective_s
 from planner.cost.compute import attention_s, elementwise_s, gemm_s
 from planner.layout.layout import Layout, Recompute
 from planner.model.adapters import trained_backward, with_adapters
@@ -30,6 +30,7 @@ from planner.model.operations import (
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
+from planner.spec.parts import part_of
 
 # Compute runs slower while NCCL holds some SMs: mean 0.19 over GPT and LLaMA on A100, H100, MI210
 # and MI250 (arXiv 2507.03114), of the overlapped time.
@@ -75,6 +76,18 @@ class Prices:
     cluster: ClusterSpec
     job: JobSpec
     _cache: dict[tuple[object, ...], PassCost] = field(default_factory=dict, repr=False)
+    _parts: list["Prices"] = field(default_factory=list, repr=False, compare=False)
+
+    def on(self, first: int, slots: int) -> "Prices":
+        """Return the prices on ``slots`` GPU slots from ``first``: these, where all are alike."""
+        cluster = part_of(self.cluster, first, slots)
+        if cluster is self.cluster:
+            return self
+        for known in self._parts:
+            if known.cluster is cluster:
+                return known
+        self._parts.append(Prices(self.model, cluster, self.job))
+        return self._parts[-1]
 
     def layer(
         self, layout: Layout, moe_layer: bool, recompute: Recompute | None = None
@@ -153,39 +166,56 @@ class Prices:
         operations, core = self.operations(block, layout)
         groups = _groups(layout, self.cluster)
         stalled = self._stalled_step_s(layout)
-        forward = self._pass(operations, groups, stalled)
+        graphed = self._graphed(block, operations)
+        forward = self._pass(operations, groups, stalled, self._kernels(graphed))
         reverse = [part for one in operations for part in trained_backward(one, self.job)]
+        replayed = self._kernels(
+            [part for one in graphed for part in trained_backward(one, self.job)]
+        )
         again = Seconds()
         if recompute is Recompute.FULL:
             again = forward
         elif recompute is Recompute.SELECTIVE:
             again = self._pass(repeated(operations, core, recompute, software), groups, stalled)
-        return PassCost(forward, self._pass(reverse, groups, stalled).plus(again), again)
+        backwards = self._pass(reverse, groups, stalled, replayed)
+        return PassCost(forward, backwards.plus(again), again)
+
+    def _graphed(self, block: str, operations: list[Operation]) -> list[Operation]:
+        """Return the operations that are replayed as graphs: all, or those before the experts."""
+        graphs = self.job.software.cuda_graphs
+        if graphs == "none" or (graphs == "attention" and block not in ("dense", "moe")):
+            return []
+        if graphs == "all" or block == "dense":
+            return operations
+        names = [operation.name for operation in operations]
+        return operations[: names.index("permute")]
 
     def _pass(
-        self, operations: Iterable[Operation], groups: dict[str, Group], stalled_step_s: float
+        self,
+        operations: Sequence[Operation],
+        groups: dict[str, Group],
+        stalled_step_s: float,
+        graphed: int = 0,
     ) -> Seconds:
-        """Add up one pass; hidden collectives are charged where they outlast what hides them."""
-        compute, kernels = 0.0, 0
+        """Add up one pass; hidden collectives are charged where they outlast what hides them.
+
+        ``graphed`` of its kernels cost the host nothing.
+        """
+        compute = 0.0
         cover: dict[str, float] = {}
         hidden: list[tuple[Collective, float]] = []
         exposed = {"tp": 0.0, "cp": 0.0, "ep": 0.0, "etp": 0.0}
         for operation in operations:
             if isinstance(operation, Collective):
-                group = groups[operation.axis]
-                seconds = collective_s(
-                    operation.kind, operation.message_bytes, group, self.cluster, operation.copies
-                )
+                seconds = self._collective_s(operation, groups[operation.axis])
                 if operation.axis == "tp":
-                    seconds += (group.ranks - 1) * stalled_step_s
-                kernels += KERNELS_PER_COLLECTIVE
+                    seconds += (groups["tp"].ranks - 1) * stalled_step_s
                 if operation.hidden_behind:
                     hidden.append((operation, seconds))
                 else:
                     exposed[operation.axis] += seconds
                 continue
             seconds = self.compute_s(operation)
-            kernels += 1 if isinstance(operation, Gemm) else operation.kernels
             compute += seconds
             cover[_kind(operation.name)] = cover.get(_kind(operation.name), 0.0) + seconds
         for operation, seconds in hidden:
@@ -193,8 +223,11 @@ class Prices:
             covered = min(seconds, available)
             cover[operation.hidden_behind] = available - covered
             exposed[operation.axis] += seconds - covered + INTERFERENCE * covered
+        if self.job.software.overlaps_experts:
+            covered = min(exposed["ep"], compute)
+            exposed["ep"] += INTERFERENCE * covered - covered
         gpu_s = compute + sum(exposed.values())
-        host = self._host_s(kernels)
+        host = self.job.software.cpu_op_s * (self._kernels(operations) - graphed)
         return Seconds(
             compute,
             exposed["tp"],
@@ -202,6 +235,16 @@ class Prices:
             exposed["ep"] + exposed["etp"],
             max(0.0, host - gpu_s),
         )
+
+    def _kernels(self, operations: Iterable[Operation]) -> int:
+        return kernels_of(operations, self.job.input_bytes < 2)
+
+    def _collective_s(self, operation: Collective, group: Group) -> float:
+        size = operation.message_bytes
+        if operation.of_product and operation.kind == "all_gather":
+            size *= self.job.input_bytes / 2
+        rows = Rows(operation.copies, operation.open_share)
+        return collective_s(operation.kind, size, group, self.cluster, rows)
 
     def compute_s(self, operation: Gemm | Attention | Elementwise) -> float:
         """Return the seconds of one operation that is no collective."""
@@ -212,10 +255,20 @@ class Prices:
             return attention_s(operation, gpu, self.job.software.flash_version)
         return elementwise_s(operation, gpu)
 
-    def _host_s(self, kernels: int) -> float:
-        """Seconds the host needs to issue the kernels of a pass one by one."""
-        software = self.job.software
-        return 0.0 if software.cuda_graphs else kernels * software.cpu_op_s
+
+def kernels_of(operations: Iterable[Operation], quantises: bool = False) -> int:
+    """Return how many operators the host issues for these.
+
+    ``quantises``: a product with a weight first makes 8-bit or 4-bit numbers of its input.
+    """
+    return sum(
+        KERNELS_PER_COLLECTIVE
+        if isinstance(operation, Collective)
+        else 1 + (quantises and operation.weight)
+        if isinstance(operation, Gemm)
+        else operation.kernels
+        for operation in operations
+    )
 
 
 def _kind(name: str) -> str:

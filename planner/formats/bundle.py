@@ -51,7 +51,7 @@ EXPORTS: Mapping[str, Export] = {
 def cluster_files(work: Work, script: str) -> dict[str, str]:
     """Return the files that start ``script`` under Slurm, Kubernetes and SkyPilot."""
     return {
-        "job.sbatch": write_slurm(work.model.name, work.nodes, work.per_node, script),
+        "job.sbatch": write_slurm(work.model.name, work.nodes, work.per_node, script, work.hosts),
         "pytorchjob.yaml": write_pytorchjob(work, script),
         "trainjob.yaml": write_trainjob(work, script),
         "skypilot.yaml": write_skypilot(work, script),

@@ -23,9 +23,8 @@ def title(plan: Plan) -> str:
     """Return one line: the model, its GPUs and the degrees that are not the default."""
     layout = plan.layout.model_dump(exclude_defaults=True)
     degrees = " ".join(f"{name}={value}" for name, value in layout.items())
-    return f"{plan.model.name} on {len(plan.rank_map)} x {plan.cluster.gpu.name}: {degrees}".rstrip(
-        ": "
-    )
+    gpus = plan.cluster.gpu_words(len(plan.rank_map))
+    return f"{plan.model.name} on {gpus}: {degrees}".rstrip(": ")
 
 
 def job_name(model_name: str) -> str:

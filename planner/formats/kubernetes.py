@@ -7,7 +7,7 @@ Kubeflow Trainer refuses a TrainJob that sets ``PET_*`` itself, so the script tr
 from typing import Any
 
 from planner.formats.grid import dns_name
-from planner.formats.work import Work
+from planner.formats.work import Work, unplaced
 
 BUNDLE = "/bundle"
 CLAIM = "training-bundle"
@@ -25,6 +25,7 @@ def _dump(work: Work, what: str, where: str, document: dict[str, Any]) -> str:
     import yaml
 
     head = _HEAD.format(what=what, nodes=work.nodes, each=work.per_node, bundle=BUNDLE, where=where)
+    head += unplaced(work, "Kubernetes")
     return head + yaml.safe_dump(document, sort_keys=False)
 
 

@@ -3,7 +3,7 @@
 import re
 
 from planner.formats.grid import dns_name
-from planner.formats.work import Work
+from planner.formats.work import Work, unplaced
 
 # names of the planner's GPU files -> SkyPilot's accelerators, where the first part is not enough
 _ACCELERATORS = {
@@ -37,5 +37,5 @@ def write_skypilot(work: Work, script: str) -> str:
         "resources": {"accelerators": f"{accelerator(work.gpu)}:{work.per_node}"},
         "run": _RUN.format(per_node=work.per_node, script=script),
     }
-    head = "# sky launch skypilot.yaml, from this folder\n"
+    head = "# sky launch skypilot.yaml, from this folder\n" + unplaced(work, "SkyPilot")
     return head + yaml.safe_dump(document, sort_keys=False)

@@ -82,7 +82,7 @@ One planned training job. It needs Python 3.11 and torch (tested with 2.13), not
   bash launch.sh --checkpoint DIR --save-every 100
                                    save to DIR, at the end and on SIGTERM too; go on from there
 
-With several nodes and no Slurm, set NODE_RANK and MASTER_ADDR on each node.
+With several nodes and no Slurm, set NODE_RANK and MASTER_ADDR on each node.$order
 
   plan.json    layout, stages, rank map, and the estimate that is printed beside the measurement
   launcher/    the program; it reads plan.json and imports torch only
@@ -90,6 +90,14 @@ With several nodes and no Slurm, set NODE_RANK and MASTER_ADDR on each node.
 
 Tokens are synthetic and weights random: the run measures the layout, it trains nothing useful.
 """)
+
+
+def _order(hosts: tuple[str, ...]) -> str:
+    """Return which host takes which NODE_RANK, where that matters."""
+    if not hosts:
+        return ""
+    ranks = "".join(f"\n  NODE_RANK={rank}  {host}" for rank, host in enumerate(hosts))
+    return f"\nThe plan places its ranks on these hosts; job.sbatch asks for them:{ranks}"
 
 
 def _contents(plan: Plan) -> dict[str, str]:
@@ -100,6 +108,7 @@ def _contents(plan: Plan) -> dict[str, str]:
         "nodes": nodes,
         "per_node": per_node,
         "title": title(plan),
+        "order": _order(plan.hosts),
     }
     files = {"plan.json": plan.model_dump_json(indent=2) + "\n", "train.py": _PROGRAM}
     for source in resources.files("planner.launcher").iterdir():

@@ -26,6 +26,7 @@ class Work:
     nodes: int
     per_node: int
     gpu: str = ""
+    hosts: tuple[str, ...] = ()  # in the order of their slots; none: any order will do
 
     @property
     def ranks(self) -> int:
@@ -45,6 +46,16 @@ class Work:
         return Recompute.NONE if self.layout.recompute is Recompute.FULL else self.layout.recompute
 
 
+def unplaced(work: Work, scheduler: str) -> str:
+    """Return the remark for a file whose scheduler picks the nodes itself; empty for no hosts."""
+    if not work.hosts:
+        return ""
+    return (
+        f"# {scheduler} chooses and numbers the nodes: the plan's order of hosts is not kept,\n"
+        f"# job.sbatch keeps it, or start node i on host i of: {' '.join(work.hosts)}\n"
+    )
+
+
 def work_of_plan(plan: Plan) -> Work:
     """Return the job of a plan; LayoutError for a schedule that no target runs."""
     if plan.to_layout().schedule:
@@ -52,13 +63,18 @@ def work_of_plan(plan: Plan) -> Work:
             f"schedule={plan.schedule} is simulated only; no target runs it, export a plan with "
             "1f1b or interleaved_1f1b"
         )
+    if plan.cluster.node_groups and not plan.hosts:
+        raise LayoutError(
+            "node_groups: the stages are for different kinds of nodes, and no node has a name; "
+            "give each group its hosts in the cluster file and plan again"
+        )
     nodes, per_node = node_grid(plan)
     layers = tuple(stage.layers for stage in plan.stages)
     again = tuple(stage.recompute_layers for stage in plan.stages)
     if plan.layout.recompute == Recompute.FULL:
         again = layers
     return Work(plan.model, plan.job, plan.to_layout(), layers, again, plan.rank_map, nodes,
-                per_node, plan.cluster.gpu.name)  # fmt: skip
+                per_node, plan.cluster.gpu.name, plan.hosts)  # fmt: skip
 
 
 def work_of_setup(setup: Setup, settled: Settled, per_node: int = 8) -> Work:

@@ -29,6 +29,9 @@ class MoEConfig:
     shared_ffn_hidden: int = 0
     shared_gate: bool = False
     router_bias: bool = False
+    expert_bias: bool = False
+    groups: int = 1
+    top_groups: int = 1
     first_layer: int = 0
     every: int = 1
     dense_layers: tuple[int, ...] = ()
@@ -73,6 +76,8 @@ class ModelConfig:
     qk_norm: bool = False
     parallel_block: bool = False
     sliding_window: int = 0
+    full_attention_every: int = 0
+    attention_sinks: bool = False
     moe: MoEConfig | None = None
     mla: MLAConfig | None = None
     mtp_layers: int = 0

@@ -21,6 +21,8 @@ def facts(plan: PlanFile) -> Facts:
         vocab=model.vocab,
         positions=model.positions,
         sliding_window=model.sliding_window,
+        attention_sinks=model.attention_sinks,
+        expert_bias=bool(moe and moe.expert_bias),
         mtp_layers=model.mtp_layers,
         global_batch=plan.global_batch,
         seq_len=plan.seq_len,

@@ -29,6 +29,8 @@ class Facts:
     vocab: int
     positions: int
     sliding_window: int
+    attention_sinks: bool
+    expert_bias: bool
     mtp_layers: int
     global_batch: int
     seq_len: int
@@ -340,34 +342,40 @@ RULES: tuple[Rule, ...] = (
         f"is {_NEVER} with experts; try 1 or {f.shard_optimizer}",
     ),
     Rule(
-        "L31", f"{_OWN}.optimizer",
+        "L31", _OWN,
+        lambda f: f.attention_sinks or f.expert_bias,
+        lambda f: f"attention_sinks={f.attention_sinks}, expert_bias={f.expert_bias}: attention "
+        f"sinks and biases of experts are {_NEVER}; try false",
+    ),
+    Rule(
+        "L32", f"{_OWN}.optimizer",
         lambda f: f.optimizer not in OPTIMIZERS,
         lambda f: f"optimizer={f.optimizer!r} is {_NEVER}; try {' or '.join(OPTIMIZERS)}",
     ),
     Rule(
-        "L32", f"{_OWN}: adapters beside frozen weights are simulated only",
+        "L33", f"{_OWN}: adapters beside frozen weights are simulated only",
         lambda f: f.lora_rank > 0,
         lambda f: f"lora_rank={f.lora_rank} is {_NEVER}; try 0",
     ),
     Rule(
-        "L33", f"{_FSDP}: CPUOffloadPolicy moves the whole state of a module",
+        "L34", f"{_FSDP}: CPUOffloadPolicy moves the whole state of a module",
         lambda f: f.offload_optimizer not in (0, 1),
         lambda f: f"offload_optimizer={f.offload_optimizer:g} is {_NEVER}; try 0 or 1",
     ),
     Rule(
-        "L34", f"{_FSDP}: weights on the host are shards that a layer gathers",
+        "L35", f"{_FSDP}: weights on the host are shards that a layer gathers",
         lambda f: f.offload_weights and f.shard_weights == 1 and f.dp * f.cp > 1,
         lambda f: f"offload_weights with shard_weights=1 over {f.dp * f.cp} ranks is {_NEVER}; "
         f"try shard_weights {f.dp * f.cp} (ZeRO-3)",
     ),
     Rule(
-        "L35", f"{_FSDP}: the master weight is the shard that a layer gathers",
+        "L36", f"{_FSDP}: the master weight is the shard that a layer gathers",
         lambda f: f.offload_optimizer > 0 and f.shard_weights > 1 and not f.offload_weights,
         lambda f: f"offload_optimizer with shard_weights={f.shard_weights} moves the weights too; "
         "try offload_weights, or shard_weights 1",
     ),
     Rule(
-        "L36", f"{_OWN}.train: the update ends before the next step begins",
+        "L37", f"{_OWN}.train: the update ends before the next step begins",
         lambda f: f.delayed_update,
         lambda f: f"delayed_update is {_NEVER}; try without",
     ),

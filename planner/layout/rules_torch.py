@@ -29,6 +29,8 @@ def torch_target_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> lis
         vocab=model.vocab,
         positions=model.positions,
         sliding_window=model.sliding_window,
+        attention_sinks=model.attention_sinks,
+        expert_bias=bool(moe and moe.expert_bias),
         mtp_layers=model.mtp_layers,
         global_batch=job.global_batch,
         seq_len=job.seq_len,

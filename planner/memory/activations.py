@@ -99,6 +99,13 @@ def _moe_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> float:
     return kept
 
 
+@lru_cache(maxsize=64)
+def _fused(software: SoftwareSpec) -> SoftwareSpec:
+    """Return the stack without what eager element-wise kernels keep between each other."""
+    fused = {"fused_norm": True, "fused_activation": True, "fused_kernels": True}
+    return software.model_copy(update=fused)
+
+
 @lru_cache(maxsize=65536)
 def layer_bytes(
     model: ModelSpec, shape: Shape, software: SoftwareSpec, recompute: Recompute, moe_layer: bool
@@ -106,6 +113,9 @@ def layer_bytes(
     """Return the bytes one layer keeps from its forward to its backward pass."""
     if recompute is Recompute.FULL:  # the input of the layer
         return 2 * shape.sharded_tokens * model.hidden
+    by_product = recompute is Recompute.SELECTIVE and software.selective_recomputes_products
+    if by_product:
+        software = _fused(software)
     kept = attention_bytes(model, shape, software, recompute)
     kept += 2 * shape.sharded_tokens * model.hidden  # input of the second norm
     if not software.fused_norm:
@@ -114,6 +124,4 @@ def layer_bytes(
         kept += shape.sharded_tokens * model.hidden
     rest = _moe_bytes if moe_layer else _dense_bytes
     kept += rest(model, shape, software)
-    if recompute is Recompute.SELECTIVE and software.selective_recomputes_products:
-        return kept / 2  # every other product keeps its output
-    return kept
+    return kept / 2 if by_product else kept  # every other product keeps its output

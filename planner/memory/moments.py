@@ -29,15 +29,6 @@ LAYER = "backward of a layer"
 AGAIN = "backward of a recomputed layer"
 STEP = "optimizer step"
 
-# Bytes of a number in blocks with scales: one fp32 scale per tensor or 128 numbers, one byte for 32
-# (MX), one byte for 16 half-byte numbers (NV).
-QUANTISED_BYTES = {
-    "fp8": 1.0,
-    "fp8_block": 1 + 4 / 128,
-    "mxfp8": 1 + 1 / 32,
-    "nvfp4": 1 / 2 + 1 / 16,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -74,7 +65,7 @@ def job_shape(job: JobSpec, layout: Layout) -> Shape:
         layout.ep,
         layout.etp,
         layout.sequence_parallel,
-        QUANTISED_BYTES.get(job.precision, 2.0) if job.software.quantised_inputs else 2.0,
+        job.input_bytes,
     )
 
 

@@ -15,7 +15,7 @@ from planner.spec.model import ModelSpec
 ACTIVATION_BYTES = 2
 GRADIENT_ACCUMULATION = "gradient accumulation"
 # bytes per logit, forward
-LOSS_TRAFFIC = {"eager": 22, "kernel": 4, "in_place": 22, "native": 22, "remade": 22, "fused": 4}
+LOSS_TRAFFIC = {"eager": 22, "kernel": 4, "in_place": 22, "native": 14, "remade": 22, "fused": 4}
 
 
 class Gemm(NamedTuple):
@@ -61,6 +61,8 @@ class Collective(NamedTuple):
     axis: str  # tp, cp, ep or etp
     hidden_behind: str = ""  # name of an operation of the same pass that runs meanwhile
     copies: int = 1  # of each row, to members chosen at random; one copy serves a whole domain
+    open_share: float = 1.0  # of the group's domains, those that a row may go to
+    of_product: bool = False  # gathers what a product takes: quantised, where products are
 
 
 Operation = Gemm | Attention | Elementwise | Collective
@@ -98,11 +100,16 @@ class Shape:
 
 
 def attention_span(model: ModelSpec, seq_len: int) -> float:
-    """Mean number of keys a query sees, causal: half the sequence, or less with a window."""
+    """Mean number of keys a query sees, causal: half the sequence, or less with a window.
+
+    Where layers differ, the mean of the layers.
+    """
     window = model.sliding_window
     if not window or window >= seq_len:
         return seq_len / 2
-    return window * (1 - window / (2 * seq_len))
+    windowed = window * (1 - window / (2 * seq_len))
+    full = 1 / model.full_attention_every if model.full_attention_every else 0.0
+    return full * seq_len / 2 + (1 - full) * windowed
 
 
 def _norm(name: str, elements: float, software: SoftwareSpec) -> Elementwise:
@@ -126,7 +133,8 @@ def _enter_tp(shape: Shape, hidden: int, name: str) -> tuple[Operation, ...]:
     """Before a column-parallel product: sequence parallelism gathers the shards."""
     if shape.tp == 1 or not shape.sequence_parallel:
         return ()
-    return (Collective(f"{name} gather", "all_gather", 2 * shape.tokens * hidden, "tp"),)
+    gather = Collective(f"{name} gather", "all_gather", 2 * shape.tokens * hidden, "tp")
+    return (gather._replace(of_product=name != "head"),)  # the output matrix stays in 16 bits
 
 
 def _leave_tp(shape: Shape, hidden: int, name: str, axis: str = "tp") -> tuple[Operation, ...]:
@@ -134,7 +142,8 @@ def _leave_tp(shape: Shape, hidden: int, name: str, axis: str = "tp") -> tuple[O
     if shape.tp == 1:
         return ()
     kind = "reduce_scatter" if shape.sequence_parallel else "all_reduce"
-    return (Collective(f"{name} reduce", kind, 2 * shape.tokens * hidden, axis),)
+    reduce = Collective(f"{name} reduce", kind, 2 * shape.tokens * hidden, axis)
+    return (reduce._replace(of_product=name != "embedding"),)
 
 
 def _attention_core(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> list[Operation]:
@@ -282,8 +291,11 @@ def moe_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> li
     inner = moe.ffn_hidden / shape.etp
     up = 2 * inner if model.gated_mlp else inner
     permute = (4 if software_fused else 10) * routed * hidden
-    dispatch = 2 * routed * hidden
-    copies = moe.top_k if software.moe_sends_once else 1
+    once = software.moe_sends_once
+    copies, open_share = (moe.top_k, moe.top_groups / moe.groups) if once else (1, 1.0)
+    exchange = Collective(
+        "dispatch", "all_to_all", 2 * routed * hidden, "ep", "", copies, open_share
+    )
     operations: list[Operation] = [
         _norm("norm", local * hidden, software),
         Gemm("router", local, moe.experts, hidden, weight=False),
@@ -291,7 +303,7 @@ def moe_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> li
         Elementwise("permute", permute, kernels=3),
     ]
     if shape.ep > 1:
-        operations.append(Collective("dispatch", "all_to_all", dispatch, "ep", copies=copies))
+        operations.append(exchange)
     if shape.etp > 1:
         gathered = 2 * rows * hidden
         operations.append(Collective("expert gather", "all_gather", gathered, "etp"))
@@ -305,7 +317,7 @@ def moe_operations(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> li
         gathered = 2 * rows * hidden
         operations.append(Collective("expert reduce", "reduce_scatter", gathered, "etp"))
     if shape.ep > 1:
-        operations.append(Collective("combine", "all_to_all", dispatch, "ep", copies=copies))
+        operations.append(exchange._replace(name="combine"))
     operations.append(Elementwise("unpermute", permute, kernels=2))
     if moe.shared_ffn_hidden:
         operations += _enter_tp(shape, hidden, "shared")

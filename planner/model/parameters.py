@@ -41,9 +41,11 @@ def mlp_parameters(model: ModelSpec, inner: int) -> tuple[int, int]:
 
 
 def expert_parameters(model: ModelSpec) -> int:
-    """Parameters of one routed expert; stacked expert matrices have no bias in any family."""
+    """Parameters of one routed expert."""
     assert model.moe is not None
-    return (3 if model.gated_mlp else 2) * model.hidden * model.moe.ffn_hidden
+    matrices, inner = 3 if model.gated_mlp else 2, model.moe.ffn_hidden
+    bias = inner * (matrices - 1) + model.hidden if model.moe.expert_bias else 0
+    return matrices * model.hidden * inner + bias
 
 
 def _attention(model: ModelSpec) -> tuple[int, int]:
@@ -54,6 +56,7 @@ def _attention(model: ModelSpec) -> tuple[int, int]:
     query, key_value = heads * model.head_dim, model.kv_heads * model.head_dim
     split = hidden * (query + 2 * key_value) + query * hidden
     split += (query + 2 * key_value) if model.qkv_bias else 0
+    split += heads if model.attention_sinks else 0
     replicated = hidden if model.attention_out_bias else 0
     replicated += 2 * model.head_dim if model.qk_norm else 0
     return split, replicated

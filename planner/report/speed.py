@@ -7,8 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.report.layout import column_table, section
+from planner.report.placement import link_lines
 from planner.report.words import interval, peak_name, percent, seconds
 from planner.search.changes import SingleChange
+from planner.search.placed import SlowLink
 from planner.simulate.step import StepEstimate, step_interval
 from planner.simulate.waterfall import Waterfall
 from planner.spec.cluster import ClusterSpec
@@ -45,6 +47,7 @@ class Explained:
     waterfall: Waterfall
     changes: list[SingleChange]
     measured_s: float | None = None
+    slow_links: tuple[SlowLink, ...] = ()
 
     @property
     def interval_s(self) -> tuple[float, float]:
@@ -80,6 +83,9 @@ def speed_report(found: Explained) -> Group:
     ]
     if found.measured_s is not None:
         parts += [Text(), _verdict(found, found.measured_s)]
+    if found.slow_links:
+        lines = "\n".join(link_lines(found.slow_links))
+        parts.append(section("Slow links between nodes", Text(lines)))
     if found.changes:
         parts.append(section("Single changes that make it faster", _changes(found)))
     else:
@@ -159,6 +165,8 @@ def speed_json(found: Explained) -> dict[str, object]:
         "parts_s": falls.parts_s,
         "changes": [_change_json(change) for change in found.changes],
     }
+    if found.slow_links:
+        answer["slow_links"] = [link._asdict() for link in found.slow_links]
     if found.measured_s is not None:
         answer |= {
             "measured_s": found.measured_s,

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from planner.plan import CandidateRecord, Plan, StageRecord
 from planner.report.layout import column_table, section
+from planner.report.placement import placement_text
 from planner.report.words import (
     gib,
     interval,
@@ -24,6 +25,7 @@ from planner.report.words import (
 )
 from planner.search.answer import NoFit
 from planner.spec.cluster import ClusterSpec
+from planner.spec.parts import part_of
 
 LEAST_PART = 0.005  # of the step; smaller causes are not listed
 MOST_FAMILIES = 10
@@ -51,6 +53,10 @@ def plan_report(plan: Plan, saved: Path | None = None, command: str = "") -> Gro
     ]
     if plan.layout.pp > 1:
         parts.append(section("Stages", _stage_table(plan)))
+    if plan.node_choices:
+        parts.append(section("Kinds of nodes", _alternatives_table(plan.node_choices, "nodes")))
+    if plan.placement is not None:
+        parts.append(section("Order of nodes", placement_text(plan.placement, plan.hosts)))
     if plan.alternatives:
         parts.append(section("Next best layouts", _alternatives_table(plan.alternatives)))
     if plan.lost:
@@ -85,7 +91,7 @@ def search_line(plan: Plan) -> str:
 def _answer(plan: Plan) -> list[RenderableType]:
     job, cluster = plan.job, plan.cluster
     asked = (
-        f"{plan.model.name} on {len(plan.rank_map)} x {cluster.gpu.name} ({cluster.name}), "
+        f"{plan.model.name} on {cluster.gpu_words(len(plan.rank_map))} ({cluster.name}), "
         f"{job.global_batch} sequences of {job.seq_len} tokens, {job.precision}, "
         f"run by {job.software.name}"
     )
@@ -107,6 +113,9 @@ def _parts_table(plan: Plan) -> Table:
 
 def _stage_table(plan: Plan) -> Table:
     """Return one line for each pipeline rank; neighbours that are alike share one."""
+    pp, per_stage = plan.layout.pp, len(plan.rank_map) // plan.layout.pp
+    kinds = [part_of(plan.cluster, rank * per_stage, per_stage).gpu.name for rank in range(pp)]
+    mixed = [("GPU", "left")] if len(set(kinds)) > 1 else []
     table = column_table(
         ("rank" if plan.layout.vpp > 1 else "stage", "left"),
         ("layers", "left"),
@@ -114,10 +123,11 @@ def _stage_table(plan: Plan) -> Table:
         ("recomputed", "right"),
         ("memory GiB", "right"),
         ("also holds", "left"),
+        *mixed,
     )
-    pp = plan.layout.pp
     ranks = [plan.stages[rank::pp] for rank in range(pp)]
-    groups = [list(group) for _, group in groupby(enumerate(ranks), lambda one: _alike(one[1]))]
+    alike = groupby(enumerate(ranks), lambda one: (kinds[one[0]], _alike(one[1])))
+    groups = [list(group) for _, group in alike]
     for group in groups[:MOST_STAGES]:
         (first, stages), (last, last_stages) = group[0], group[-1]
         table.add_row(
@@ -127,6 +137,7 @@ def _stage_table(plan: Plan) -> Table:
             str(sum(stage.recompute_layers for stage in stages)),
             gib(max(stage.memory_bytes for stage in stages)),
             ", ".join(_ends(stages)),
+            *([kinds[first]] if mixed else []),
         )
     if len(groups) > MOST_STAGES:
         table.add_row(f"and {len(groups) - MOST_STAGES} more in --json")
@@ -156,9 +167,9 @@ def _span(first: int, last: int) -> str:
     return str(first) if first >= last else f"{first}-{last}"
 
 
-def _alternatives_table(alternatives: Iterable[CandidateRecord]) -> Table:
+def _alternatives_table(alternatives: Iterable[CandidateRecord], what: str = "layout") -> Table:
     table = column_table(
-        ("layout", "left"), ("step", "right"), ("memory GiB", "right"), ("against the best", "left")
+        (what, "left"), ("step", "right"), ("memory GiB", "right"), ("against the best", "left")
     )
     for other in alternatives:
         step = "" if other.step_time_s is None else seconds(other.step_time_s)
@@ -219,12 +230,13 @@ def _next(plan: Plan, saved: Path | None, command: str) -> list[RenderableType]:
 def no_fit_report(found: NoFit, cluster: ClusterSpec) -> Group:
     """Return the honest no: the smallest shortfall and what would make the job fit."""
     kept = cluster.gpu.memory_bytes - found.limit_bytes
+    gpu = f"{cluster.gpu.name}: {gib(cluster.gpu.memory_bytes)} GiB"
+    of_gpu = f" ({gpu}, {gib(kept)} GiB kept free)."
     lines = [
         Text(
             f"Nothing fits: {gib(found.shortfall_bytes)} GiB short. The most frugal layout, "
             f"{found.label}, needs {gib(found.needed_bytes)} GiB on its fullest GPU; "
-            f"{gib(found.limit_bytes)} GiB may be used ({cluster.gpu.name}: "
-            f"{gib(cluster.gpu.memory_bytes)} GiB, {gib(kept)} GiB kept free).",
+            f"{gib(found.limit_bytes)} GiB may be used" + ("." if cluster.node_groups else of_gpu),
             style="bold",
         )
     ]

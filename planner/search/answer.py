@@ -11,13 +11,16 @@ from planner.plan import (
     CandidateRecord,
     EstimateRecord,
     LayoutRecord,
+    PlacementRecord,
     Plan,
     SearchRecord,
     SimulatedRecord,
+    SlowLinkRecord,
     StageRecord,
 )
 from planner.schedule.kinds import schedule_name
 from planner.search.families import family_bests, lost_families
+from planner.search.placed import placed, proved_gap
 from planner.search.recommend import Options, Search, search
 from planner.search.stages import improved
 from planner.search.targets import Target
@@ -26,6 +29,7 @@ from planner.spec.cluster import ClusterSpec
 from planner.spec.gpu import GpuSpec, gpu_names, load_gpu
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
+from planner.spec.parts import healthy
 
 MOST_NODES_TRIED = 64  # times the nodes asked for
 SHORTEST_SEQUENCE = 256
@@ -64,17 +68,46 @@ def recommend(
     options: Options = Options(),
 ) -> Plan | NoFit:
     """Return the fastest plan that fits and the target can run, or what it would take."""
+    if cluster.node_groups:
+        from planner.search.mixed import recommend_mixed  # which asks this for each kind of node
+
+        return recommend_mixed(model, cluster, job, target, options)
     job = job.model_copy(update={"software": target.software})
-    found = search(model, cluster, job, target, options)
+    even = healthy(cluster)
+    found = search(model, even, job, target, options)
     if not found.best:
-        return _no_fit(model, cluster, job, target, options, found)
-    prices = Prices(model, cluster, job)
+        return _no_fit(model, even, job, target, options, found)
+    prices = Prices(model, even, job)
     bests = family_bests(prices, found, target, options)
     candidates = {step.layout: step for step in (*found.best, *bests.values())}  # budget cut short
     chosen = sorted(candidates.values(), key=lambda step: step.step_time_s)[: options.keep]
     steps = [improved(prices, step, found.limit_bytes, target, ILP_SECONDS)[0] for step in chosen]
     steps.sort(key=lambda step: step.step_time_s)
-    return build_plan(prices, steps, found, lost_families(prices, found, steps[0], bests))
+    lost = lost_families(prices, found, steps[0], bests)
+    if cluster.node_links is not None:
+        return _placed_plan(Prices(model, cluster, job), steps, found, lost)
+    return build_plan(prices, steps, found, lost)
+
+
+def _placed_plan(
+    prices: Prices, steps: list[StepEstimate], found: Search, lost: list[CandidateRecord]
+) -> Plan:
+    """Place each of ``steps`` on the measured links; the fastest there is the plan."""
+    on_links = [placed(prices, step) for step in steps]
+    on_links.sort(key=lambda one: one.step.step_time_s)
+    best = on_links[0]
+    gap = proved_gap(found.gap, found.best[0].step_time_s, best.step.step_time_s)
+    record = PlacementRecord(
+        communication_s=best.communication_s,
+        listed_communication_s=best.listed_communication_s,
+        listed_step_time_s=best.listed_step_time_s,
+        healthy_step_time_s=best.healthy_s,
+        exact=best.exact,
+        unused=best.unused,
+        slow_links=tuple(SlowLinkRecord(**link._asdict()) for link in best.avoided),
+    )
+    plan = build_plan(best.prices, [one.step for one in on_links], replace(found, gap=gap), lost)
+    return plan.model_copy(update={"placement": record})
 
 
 def build_plan(
@@ -91,6 +124,7 @@ def build_plan(
         schedule=schedule_name(layout),
         stages=_stage_records(prices, best),
         rank_map=tuple(range(layout.gpus)),
+        hosts=prices.cluster.hosts,
         estimate=estimate_record(prices, best),
         search=SearchRecord(
             layouts=len(found.layouts),

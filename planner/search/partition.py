@@ -54,6 +54,12 @@ class PartitionProblem:
     in_flight: FloatArray  # [S] or [moments, S]
     limit_bytes: FloatArray  # [stages]
     tail_s: float = 0.0
+    slowness: FloatArray | None = None  # [S], seconds of a layer there ÷ as priced; no chunks
+
+    @property
+    def slow(self) -> FloatArray:
+        """Seconds of a layer on each stage ÷ as priced, ``[S]``: 1 where all GPUs are alike."""
+        return np.ones(len(self.stage_s)) if self.slowness is None else self.slowness
 
     @property
     def bottleneck_weight(self) -> float:
@@ -225,7 +231,8 @@ def _stage_totals(
         return np.asarray(sums[high] - sums[low])
 
     seconds = total(problem.forward_s + problem.backward_s, first, end)
-    seconds += total(problem.recompute_s, first, again) + problem.stage_s
+    seconds += total(problem.recompute_s, first, again)
+    seconds = problem.slow * seconds + problem.stage_s
     static = total(problem.static_bytes, first, end) + problem.stage_bytes
     kept = total(problem.kept_recompute_bytes, first, again)
     return seconds, static, kept + total(problem.kept_bytes, again, end)
@@ -255,7 +262,7 @@ def stage_prices(problem: PartitionProblem, limit_bytes: FloatArray) -> tuple[Fl
     fits = (held > 0) & (recompute <= held)
     end = np.where(fits, first + recompute, 0)
     seconds = work_s - work_s[first] + again_s[end] - again_s[first]
-    seconds = seconds + problem.stage_s[:, None, None]
+    seconds = problem.slow[:, None, None] * seconds + problem.stage_s[:, None, None]
     # sums of equal layers must compare equal wherever they start
     digits = 13 - int(np.ceil(np.log10(max(float(np.abs(seconds).max()), 1e-300))))
     return np.where(fits, np.round(seconds, digits), np.inf), recompute
@@ -356,6 +363,8 @@ def _check(problem: PartitionProblem) -> None:
             raise ValueError(
                 f"{name} has the shape {getattr(problem, name).shape}, not ({length},)"
             )
+    if problem.slowness is not None and problem.chunks > 1:
+        raise ValueError("slowness is for one chunk per rank; chunks take all ranks as alike")
     if problem.moments.shape[1] != stages:
         raise ValueError(f"in_flight has {problem.moments.shape[1]} stages, not {stages}")
     if (problem.kept_recompute_bytes > problem.kept_bytes).any():

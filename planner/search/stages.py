@@ -76,7 +76,7 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
         kept_bytes=column(held(other)),
         kept_recompute_bytes=column(held(Recompute.FULL)),
         static_bytes=column(static),
-        stage_s=np.array([_end_s(prices, layout, end) for end in ends]),
+        stage_s=np.array([end_s(prices, layout, end) for end in ends]),
         stage_bytes=np.array(
             [
                 state_bytes(
@@ -95,7 +95,8 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
     )
 
 
-def _end_s(prices: Prices, layout: Layout, end: StageLayers) -> float:
+def end_s(prices: Prices, layout: Layout, end: StageLayers) -> float:
+    """Return seconds of the embedding and head that a stage holds, of one micro-batch."""
     seconds = 0.0
     for present, price in ((end.embedding, prices.embedding), (end.head, prices.head)):
         if present:

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.collectives import Group, collective_s, send_recv_s
-from planner.cost.compute import half_precision_peak
+from planner.cost.compute import mean_peak
 from planner.cost.data_parallel import replicas, shares, sync_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import INTERFERENCE, PassCost, Prices, Seconds
@@ -26,8 +25,9 @@ from planner.memory.estimate import RankMemory, peak_memory
 from planner.memory.states import WEIGHT_BYTES
 from planner.model.flops import model_flops_per_token
 from planner.schedule.kinds import Kind, chunks_of, kind_of, schedule_name, stage_of
-from planner.schedule.passes import IntArray, Order
+from planner.schedule.passes import Order
 from planner.simulate.held_back import weight_delay
+from planner.simulate.hops import hops_s
 from planner.simulate.pipeline import PipelineResult, pipeline_time
 from planner.spec.cluster import ClusterSpec
 
@@ -203,41 +203,6 @@ def stage_cost(
     return StageCost(forward, backward, recompute, weight)
 
 
-def _hop_s(prices: Prices, layout: Layout, stride: int) -> float:
-    """Seconds to hand one micro-batch to the stage ``stride`` slots away.
-
-    Sequence parallelism sends shards as they are; Megatron's scatter/gather sends a share from each
-    tensor-parallel rank and gathers it inside the node (PTD-P, section 4.1).
-    """
-    model, job, cluster = prices.model, prices.job, prices.cluster
-    whole = 2 * layout.micro_batch * job.seq_len / layout.cp * model.hidden
-    if layout.sequence_parallel:
-        return send_recv_s(whole / layout.tp, stride, cluster)
-    if layout.tp == 1 or not job.software.scatter_gather_pipeline:
-        return send_recv_s(whole, stride, cluster)
-    group = Group.place(layout.tp, 1, cluster)
-    gather = collective_s("all_gather", whole, group, cluster)
-    return send_recv_s(whole / layout.tp, stride, cluster) + gather
-
-
-def _hops_s(prices: Prices, layout: Layout, stage: IntArray) -> FloatArray:
-    """Seconds of the hop behind each (virtual) stage but the last, ``[stages - 1]``.
-
-    ``stage`` ``[chunks, pp]`` says which rank holds it.
-
-    A stage of fewer GPUs than a scale-up domain has neighbours inside it and beyond.
-    """
-    size, domain = layout.tp * layout.cp * layout.dp, prices.cluster.domain_gpus
-    hops = {crosses: _hop_s(prices, layout, domain if crosses else 1) for crosses in (False, True)}
-    ranks = np.argsort(stage, axis=None) % layout.pp
-    slots = size * ranks
-    first = slots // domain
-    last = (slots + size - 1) // domain
-    crosses = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
-    # where a V turns round, the next stage is on the same rank
-    return np.where(ranks[1:] == ranks[:-1], 0.0, np.where(crosses, hops[True], hops[False]))
-
-
 def _gradient_tail_s(
     prices: Prices, layout: Layout, local: LocalParameters, last_s: float
 ) -> float:
@@ -290,32 +255,37 @@ def step_costs(
         raise LayoutError(
             f"the order is for {table.size} stages; the layout has pp*vpp={len(stages)}"
         )
-    costs = tuple(stage_cost(prices, layout, stage, kind.splits) for stage in stages)
-    held = table.T.tolist()
+    held, size = table.T.tolist(), layout.gpus // layout.pp
+    on = [prices.on(rank * size, size) for rank in range(layout.pp)]
+    rank_of_stage = np.argsort(table, axis=None) % layout.pp
+    costs = tuple(
+        stage_cost(on[rank], layout, stage, kind.splits)
+        for rank, stage in zip(rank_of_stage, stages, strict=True)
+    )
     copies = replace(layout, dp=layout.dp * pipelines)  # pipelines have their own copy of a stage
     tails = []
-    for mine in held:
+    for own, mine in zip(on, held, strict=True):
         layers = together([stages[stage] for stage in mine])
         local = trained_local(model, job, layers, layout)
         forward_s = sum(costs[stage].forward_s for stage in mine)
         backward_s = sum(costs[stage].backward_s + costs[stage].weight.total for stage in mine)
-        gradients = _gradient_tail_s(prices, copies, local, backward_s)
-        weights = _weight_gather_s(prices, layout, local, forward_s)
-        update = update_s(local, layout, job, model, prices.cluster)
+        gradients = _gradient_tail_s(own, copies, local, backward_s)
+        weights = _weight_gather_s(own, layout, local, forward_s)
+        update = update_s(local, layout, job, model, own.cluster)
         offload = 0.0
         if layout.offload_optimizer:
             passes_s = micro_batches * (forward_s + backward_s)
-            out, host = host_update(local, layout, job, prices.cluster, backward_s, passes_s)
+            out, host = host_update(local, layout, job, own.cluster, backward_s, passes_s)
             update *= 1 - layout.offload_optimizer
             offload = out + max(0.0, host - update)
         tails.append(RankTail(gradients, offload, update, weights))
-    hops_s, delay = _hops_s(prices, layout, table), None
+    sends_s, delay = hops_s(prices, layout, table), None
     if name == "zb_2p" and custom is None:
         forward, backward, weight = np.array([cost.seconds for cost in costs]).T
-        delay = weight_delay(prices, layout, forward, backward, weight, hops_s)
+        delay = weight_delay(prices, layout, forward, backward, weight, sends_s)
     stall_s = slow_node_stall_s(job.software, layout, prices.cluster, micro_batches)
     return StepCosts(
-        custom or name, kind, micro_batches // pipelines, stages, costs, held, hops_s, delay,
+        custom or name, kind, micro_batches // pipelines, stages, costs, held, sends_s, delay,
         tuple(tails), stall_s,
     )  # fmt: skip
 
@@ -345,12 +315,9 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     ends = ends_s(step, pipeline) + step.stall_s
     total = max(float(end) + tail.total for end, tail in zip(ends, step.tails, strict=True))
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
-    flops = (
-        model_flops_per_token(model, job.seq_len, job.lora_rank > 0)
-        * job.global_batch
-        * job.seq_len
-    )
-    peak = half_precision_peak(prices.cluster.gpu)
+    each = model_flops_per_token(model, job.seq_len, job.lora_rank > 0)
+    flops = each * job.global_batch * job.seq_len
+    peak = mean_peak(prices.cluster)
     return StepEstimate(
         layout,
         split or Split(tuple(s.layers for s in step.stages[: layout.pp * layout.vpp])),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.compute import half_precision_peak
+from planner.cost.compute import half_precision_peak, mean_peak
 from planner.cost.kinds import Kinds, stage_kinds
 from planner.cost.layer import Prices, Seconds
 from planner.model.flops import attention_flops_per_token, model_flops_per_token
@@ -57,8 +57,11 @@ def waterfall(prices: Prices, step: StepEstimate) -> Waterfall:
     layout, job = step.layout, prices.job
     costs = step_costs(prices, layout, step.split)
     work = Kinds()
-    for stage in costs.stages:
-        work = work.plus(stage_kinds(prices, layout, stage))
+    size = layout.gpus // layout.pp
+    for rank, held in enumerate(costs.held):
+        own = prices.on(rank * size, size)
+        for stage in held:
+            work = work.plus(stage_kinds(own, layout, costs.stages[stage]))
     on_each_rank = costs.micro_batches / layout.pp
     mean, again_s = _mean_passes(costs.costs, on_each_rank)
     ideal = _ideal(prices, layout.gpus)
@@ -93,7 +96,7 @@ def _ideal(prices: Prices, gpus: int) -> Kinds:
     """Return seconds of the model's FLOPs at dense half-precision peak, on every GPU."""
     job = prices.job
     tokens = job.global_batch * job.seq_len
-    peak = gpus * half_precision_peak(prices.cluster.gpu)
+    peak = gpus * mean_peak(prices.cluster)
     attention = 3 * attention_flops_per_token(prices.model, job.seq_len)
     products = model_flops_per_token(prices.model, job.seq_len, job.lora_rank > 0) - attention
     return Kinds(tokens * products / peak, tokens * attention / peak)

@@ -1,7 +1,7 @@
-"""The cluster a job may use: identical nodes of identical GPUs, and the links between them."""
+"""The cluster a job may use: nodes of identical GPUs or groups of them, and their links."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from planner.errors import SpecError
 from planner.spec.files import load, shipped, shipped_or_file
 from planner.spec.gpu import Bytes, BytesPerS, GpuSpec, Seconds
 from planner.spec.gpu import load_gpu as load_gpu  # a cluster and its GPU are read together
+from planner.spec.nodes import Host, NodeLinks
 
 
 def _by_name(value: object) -> object:
@@ -72,6 +73,27 @@ class HostSpec(BaseModel):
     )
 
 
+class NodeGroup(BaseModel):
+    """Nodes of a mixed cluster that are alike; what is left out is as the cluster says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpu: Annotated[GpuSpec, BeforeValidator(_by_name)]
+    nodes: PositiveInt
+    speed: float = Field(1.0, gt=0, le=1, description="Clock of these nodes ÷ the usual one.")
+    scale_up: ScaleUpSpec | None = None
+    scale_out: ScaleOutSpec | None = None
+    hosts: tuple[Host, ...] = Field((), description="Names of the nodes, where the order matters.")
+
+    @model_validator(mode="after")
+    def _one_name_each(self) -> "NodeGroup":
+        if self.hosts and len(self.hosts) != self.nodes:
+            raise ValueError(
+                f"hosts={len(self.hosts)} names for nodes={self.nodes}; name every node or none"
+            )
+        return self
+
+
 class ClusterSpec(BaseModel):
     """A cluster. ``nodes`` is the default; commands may use fewer."""
 
@@ -87,7 +109,69 @@ class ClusterSpec(BaseModel):
     scale_up: ScaleUpSpec
     scale_out: ScaleOutSpec | None = None
     host: HostSpec | None = None
+    node_links: NodeLinks | None = Field(
+        None, description="Measured links of each pair of nodes; node i of the job is row i."
+    )
+    node_groups: tuple[NodeGroup, ...] = Field(
+        (), description="Nodes of several kinds, in the order that the job numbers them."
+    )
     sources: dict[str, str] = Field(default_factory=dict, description="Where each value is from.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_say_gpu_and_nodes(cls, data: Any) -> Any:
+        """Fill in what a list of groups says already: the first group's GPU, the sum of nodes."""
+        groups = data.get("node_groups") if isinstance(data, dict) else None
+        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+            return data
+        counts = [group.get("nodes") for group in groups]
+        if groups and "gpu" in groups[0] and all(isinstance(count, int) for count in counts):
+            return {"gpu": groups[0]["gpu"], "nodes": sum(counts), **data}
+        return data
+
+    @model_validator(mode="after")
+    def _groups_are_the_nodes(self) -> "ClusterSpec":
+        if not self.node_groups:
+            return self
+        held = sum(group.nodes for group in self.node_groups)
+        problems = []
+        if held != self.nodes:
+            problems.append(f"nodes={self.nodes} but node_groups hold {held}; leave nodes out")
+        if self.gpu.name != self.node_groups[0].gpu.name:
+            problems.append(
+                f"gpu={self.gpu.name} is not that of the first of node_groups, "
+                f"{self.node_groups[0].gpu.name}; leave gpu out"
+            )
+        if self.domain_gpus > self.gpus_per_node:
+            problems.append(
+                f"domain_gpus={self.domain_gpus} spans nodes, which node_groups cannot; "
+                "set it to gpus_per_node or fewer"
+            )
+        if self.node_links is not None:
+            problems.append(
+                "node_links beside node_groups: placing groups on measured links is not known; "
+                "give one of them"
+            )
+        if problems:
+            raise ValueError("; and ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _links_are_between_nodes(self) -> "ClusterSpec":
+        if self.node_links is None:
+            return self
+        measured = len(self.node_links.hosts)
+        if measured < self.nodes:
+            raise ValueError(
+                f"node_links: {measured} nodes were measured, nodes={self.nodes}; "
+                f"measure all or set at most {measured}"
+            )
+        if self.domain_gpus > self.gpus_per_node:
+            raise ValueError(
+                f"node_links: domain_gpus={self.domain_gpus} spans nodes, whose links are the "
+                "fabric's; leave node_links out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _several_nodes_need_a_network(self) -> "ClusterSpec":
@@ -113,6 +197,21 @@ class ClusterSpec(BaseModel):
     def gpus(self) -> int:
         """GPUs of the whole cluster."""
         return self.nodes * self.gpus_per_node
+
+    def gpu_words(self, count: int) -> str:
+        """Return ``64 x H100-SXM-80GB``, or the GPUs of every group."""
+        if not self.node_groups:
+            return f"{count} x {self.gpu.name}"
+        each = self.gpus_per_node
+        return " + ".join(f"{each * group.nodes} x {group.gpu.name}" for group in self.node_groups)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names of the nodes in the order of their GPU slots; empty where any order will do."""
+        if self.node_links is not None:
+            return self.node_links.hosts[: self.nodes]
+        named = [group.hosts for group in self.node_groups]
+        return tuple(host for hosts in named for host in hosts) if all(named) else ()
 
 
 def cluster_names() -> tuple[str, ...]:

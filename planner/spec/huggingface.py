@@ -52,6 +52,7 @@ class HuggingFaceConfig(BaseModel):
     parallel: bool | None = Field(None, validation_alias="use_parallel_residual")
     sliding_window: NonNegativeInt | None = None
     use_sliding_window: bool | None = None
+    layer_types: tuple[str, ...] | None = None
     full_layers: NonNegativeInt | None = Field(None, validation_alias="max_window_layers")
 
     experts: NonNegativeInt | None = Field(
@@ -69,6 +70,9 @@ class HuggingFaceConfig(BaseModel):
     dense_layers: tuple[NonNegativeInt, ...] | None = Field(
         None, validation_alias="mlp_only_layers"
     )
+
+    groups: PositiveInt | None = Field(None, validation_alias="n_group")
+    top_groups: PositiveInt | None = Field(None, validation_alias="topk_group")
 
     q_lora_rank: NonNegativeInt | None = None
     kv_lora_rank: PositiveInt | None = None
@@ -183,6 +187,8 @@ def _deepseek(config: HuggingFaceConfig) -> Fields:
         top_k=config.top_k or 0,
         ffn_hidden=config.expert_ffn or 0,
         shared_ffn_hidden=(config.shared_experts or 0) * (config.expert_ffn or 0),
+        groups=config.groups or 1,
+        top_groups=config.top_groups or 1,
         first_layer=first,
         # DeepSeek counts from layer 0, MoESpec.every from layer 1
         dense_layers=tuple(layer for layer in range(first, config.layers) if layer % every),
@@ -200,6 +206,28 @@ def _deepseek(config: HuggingFaceConfig) -> Fields:
         "mtp_layers": config.mtp_layers or 0,
         "moe": moe,
         "mla": mla,
+    }
+
+
+def _gpt_oss(config: HuggingFaceConfig) -> Fields:
+    """Return the fields of GPT-OSS: every other layer has the window, if the file lists none."""
+    moe = MoESpec(
+        experts=config.experts or 0,
+        top_k=config.top_k or 0,
+        ffn_hidden=config.ffn_hidden or 0,
+        expert_bias=True,
+        router_bias=True,
+    )
+    kinds = config.layer_types or ("sliding_attention", "full_attention")
+    full = kinds.count("full_attention")
+    bias = config.attention_bias is not False
+    return {
+        "qkv_bias": bias,
+        "attention_out_bias": bias,
+        "attention_sinks": True,
+        "sliding_window": (config.sliding_window or 0) if full < len(kinds) else 0,
+        "full_attention_every": round(len(kinds) / full) if full else 0,
+        "moe": moe,
     }
 
 
@@ -221,6 +249,7 @@ _FAMILIES: dict[str, tuple[str, Callable[[HuggingFaceConfig], Fields], dict[str,
     "GPT2LMHeadModel": ("gpt2", _gpt2, {}),
     "GPTNeoXForCausalLM": ("gpt_neox", _neox, _FFN),
     "MixtralForCausalLM": ("mixtral", _mixtral, _MIXTRAL),
+    "GptOssForCausalLM": ("gpt_oss", _gpt_oss, _MIXTRAL),
     "Qwen2MoeForCausalLM": ("qwen2_moe", _qwen2_moe, _QWEN2_MOE),
     "Qwen3MoeForCausalLM": ("qwen3_moe", _qwen3_moe, _QWEN_MOE),
     "DeepseekV2ForCausalLM": ("deepseek_v2", _deepseek, _DEEPSEEK),

@@ -7,6 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from planner.spec.optimizer import OPTIMIZERS
 from planner.units import MIB
 
+# Bytes of a number in blocks with scales: one fp32 scale per tensor or 128 numbers, one byte for 32
+# (MX), one byte for 16 half-byte numbers (NV).
+QUANTISED_BYTES = {
+    "fp8": 1.0,
+    "fp8_block": 1 + 4 / 128,
+    "mxfp8": 1 + 1 / 32,
+    "nvfp4": 1 / 2 + 1 / 16,
+}
+
 
 class SoftwareSpec(BaseModel):
     """What a framework does that costs or saves time and memory.
@@ -75,7 +84,7 @@ class SoftwareSpec(BaseModel):
     quantised_inputs: bool = Field(
         False,
         description="8-bit and 4-bit products keep their quantised input for the weight gradient "
-        "(Transformer Engine), not the 16-bit one.",
+        "(Transformer Engine), not the 16-bit one; tensor parallelism gathers it so.",
     )
     sharded_master: bool = Field(
         False, description="A sharded weight is the fp32 weight itself, gathered in 2 bytes (FSDP)."
@@ -150,7 +159,13 @@ class SoftwareSpec(BaseModel):
         "(DeepEP, HybridEP), not once for each expert.",
     )
     cpu_op_s: float = Field(6e-6, ge=0, description="Host time to issue one operator eagerly.")
-    cuda_graphs: bool = False
+    cuda_graphs: Literal["none", "attention", "all"] = Field(
+        "none", description="What is replayed as CUDA graphs, at no host time per operator."
+    )
+    overlaps_experts: bool = Field(
+        False,
+        description="The exchanges of experts run behind the compute of another micro-batch.",
+    )
 
     def __hash__(self) -> int:
         """Hash by name: records are keys of many caches; equality compares all fields."""
@@ -181,3 +196,10 @@ class JobSpec(BaseModel):
         if name not in OPTIMIZERS:
             raise ValueError(f"{name!r} is not known; use one of {', '.join(OPTIMIZERS)}")
         return name
+
+    @property
+    def input_bytes(self) -> float:
+        """Bytes of a number of its input that a product keeps and tensor parallelism gathers."""
+        if not self.software.quantised_inputs:
+            return 2.0
+        return QUANTISED_BYTES.get(self.precision, 2.0)

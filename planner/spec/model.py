@@ -16,6 +16,9 @@ class MoESpec(BaseModel):
     router_bias: bool = Field(
         False, description="A trained bias on router logits; a balancing buffer is none."
     )
+    expert_bias: bool = Field(False, description="Both products of an expert add a bias.")
+    groups: PositiveInt = Field(1, description="Groups that a router divides the experts into.")
+    top_groups: PositiveInt = Field(1, description="Groups that one token's experts are of.")
     first_layer: NonNegativeInt = Field(0, description="Dense layers before the first MoE layer.")
     every: PositiveInt = Field(1, description="One MoE layer every so many layers.")
     dense_layers: tuple[NonNegativeInt, ...] = Field(
@@ -26,6 +29,8 @@ class MoESpec(BaseModel):
     def _top_k_within_experts(self) -> "MoESpec":
         if self.top_k > self.experts:
             raise ValueError(f"top_k={self.top_k} exceeds experts={self.experts}")
+        if self.top_groups > self.groups:
+            raise ValueError(f"top_groups={self.top_groups} exceeds groups={self.groups}")
         return self
 
 
@@ -64,6 +69,12 @@ class ModelSpec(BaseModel):
     qk_norm: bool = Field(False, description="A norm over each head of q and k.")
     parallel_block: bool = Field(False, description="Attention and MLP read the same input (NeoX).")
     sliding_window: NonNegativeInt = Field(0, description="Attention span; 0: full causal.")
+    full_attention_every: NonNegativeInt = Field(
+        0, description="One layer in so many attends without the window; 0: none."
+    )
+    attention_sinks: bool = Field(
+        False, description="A trained score per head that no key has (GPT-OSS)."
+    )
     moe: MoESpec | None = None
     mla: MLASpec | None = None
     mtp_layers: NonNegativeInt = Field(

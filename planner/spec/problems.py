@@ -22,6 +22,7 @@ _REMEDIES = {
     "bool_type": "write true or false",
     "bool_parsing": "write true or false",
     "string_type": "write text",
+    "string_pattern_mismatch": "write text that matches {pattern}",
     "literal_error": "write one of {expected}",
     "too_short": "write at least {min_length} of them",
     "enum": "write one of {expected}",

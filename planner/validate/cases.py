@@ -15,6 +15,7 @@ from planner.layout.stages import Split, balance_layers
 from planner.model.parameters import layer_parameters
 from planner.spec.cluster import ClusterSpec
 from planner.spec.gpu import GpuSpec
+from planner.spec.huggingface import load_model, model_names
 from planner.spec.job import JobSpec
 from planner.spec.model import MLASpec, ModelSpec, MoESpec
 from planner.validate.frameworks import Defaults, defaults_for
@@ -123,6 +124,28 @@ _PRECISIONS = {"fp8-blockwise": "fp8_block", "bf16/fp16 mixed": "bf16"}
 _SCHEDULES = {"1F1B": "", "1F1B-I": "", "ZB-1p": "zb_h1", "ZB-2p": "zb_2p"}
 
 
+@lru_cache(maxsize=1024)
+def _shipped_model(name: str) -> ModelSpec | None:
+    """Return the shipped model of that name, which knows what rows have no column for."""
+    return load_model(name.lower()) if name.lower() in model_names() else None
+
+
+def _agrees(cells: _Cells, known: ModelSpec) -> bool:
+    """Whether every size that a row states is that of ``known``."""
+    moe = known.moe
+    sizes = {
+        "n_layers": known.layers,
+        "hidden": known.hidden,
+        "n_heads": known.heads,
+        "vocab": known.vocab,
+        "n_experts": moe.experts if moe else 0,
+        "top_k": moe.top_k if moe else 0,
+        "moe_ffn_hidden": moe.ffn_hidden if moe else 0,
+    }
+    stated = ((number(cells.row, name), size) for name, size in sizes.items())
+    return all(cell in (None, 0, size) for cell, size in stated)
+
+
 @lru_cache(maxsize=4096)
 def _model(fields: Fields, moe: Fields, latent: Fields) -> ModelSpec:
     experts = MoESpec.model_validate(dict(moe)) if moe else None
@@ -172,6 +195,9 @@ def read_model(cells: _Cells) -> ModelSpec:
             ("shared_ffn_hidden", int(number(row, "shared_expert_ffn") or 0)),
             ("first_layer", int(max(0, layers - with_experts))),
         )
+    known = _shipped_model(row.get("model", ""))
+    if known is not None and _agrees(cells, known):
+        return known
     gated = cells.flag("gated_mlp", shape is None)
     latent = row.get("attention_kind") == "MLA"
     if latent:

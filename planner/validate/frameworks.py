@@ -52,7 +52,12 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
     # performance recipes of NeMo and Bridge: grad_reduce_in_fp32=False
     (
         r"Bridge",
-        Defaults(_but(MEGATRON_CORE, "bridge", gradient_bytes=2, reduce_bytes=2), 1, "none", True),
+        Defaults(
+            _but(MEGATRON_CORE, "bridge", gradient_bytes=2, reduce_bytes=2, moe_sends_once=True),
+            1,
+            "none",
+            True,
+        ),
     ),
     # without a recipe: --cross-entropy-loss-fusion is off
     (r"Megatron-Core", Defaults(_but(MEGATRON_CORE, "core", loss="in_place"), 1, "none", True)),
@@ -161,6 +166,15 @@ def _kernels(notes: str, seq_len: int) -> dict[str, object]:
         changes["flash_attention"] = True
     if re.search("hybridep|deepep", notes, re.IGNORECASE):
         changes["moe_sends_once"] = True
+    if re.search("alltoall|token ?drop", notes, re.IGNORECASE):
+        changes["moe_sends_once"] = False
+    if re.search(r"EP (all-to-all )?overlap on", notes):
+        changes["overlaps_experts"] = True
+    graphs = re.search(r"cuda graphs (\w+)", notes)
+    if graphs:
+        changes["cuda_graphs"] = "all" if graphs[1] == "full_iteration" else "attention"
+    if re.search(r"\beager\b", notes):  # without torch.compile nothing fuses element-wise kernels
+        changes |= {"fused_kernels": False, "fused_norm": False, "fused_activation": False}
     if "compile" in notes and not re.search(r"torch 2\.[0-6]\b", notes):
         changes["loss"] = "fused"  # torchtitan compiles the loss too since 2025
     return changes

@@ -37,7 +37,7 @@ def test_explain_speed_names_the_host() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--offload-optimizer 0.5", "L33: offload_optimizer=0.5 is not executed"),
+        ("--offload-optimizer 0.5", "L34: offload_optimizer=0.5 is not executed"),
         ("--offload-weights", "offload_weights needs the whole optimizer on the host"),
         ("--delayed-update", "delayed_update needs an optimizer on the host"),
     ],

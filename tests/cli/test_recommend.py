@@ -197,3 +197,112 @@ def test_only_commands_are_wider_than_the_terminal(columns: int) -> None:
 
 def test_no_colour_codes_where_it_is_no_terminal() -> None:
     assert "\x1b" not in planner(TINY).stdout
+
+
+def links_file(folder: Path, nodes: int = 3) -> Path:
+    """Write the links of some nodes, of which the first two are far apart."""
+    rates = [[10e9] * nodes for _ in range(nodes)]
+    rates[0][1] = 1e9
+    file = folder / "links.json"
+    hosts = [f"host{index}" for index in range(nodes)]
+    file.write_text(json.dumps({"hosts": hosts, "bytes_per_s": rates}))
+    return file
+
+
+MIXED = """\
+name: mixed
+gpus_per_node: 4
+domain_gpus: 4
+scale_up: {kind: nvlink, bytes_per_s: 300 GB/s}
+scale_out: {fabric: ib, nics_per_node: 4, nic_bytes_per_s: 200 Gbit/s}
+node_groups:
+  - {gpu: A100-SXM-80GB, nodes: 1, hosts: [fast]}
+  - {gpu: A100-SXM-80GB, nodes: 1, speed: 0.5, hosts: [slow]}
+"""
+
+
+def mixed_file(folder: Path, text: str = MIXED) -> Path:
+    file = folder / "mixed.yaml"
+    file.write_text(text)
+    return file
+
+
+JOB = "--global-batch 64 --seq-len 8192 --target megatron"
+
+
+def test_kinds_of_nodes_are_compared_and_hosts_named(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    command = f"recommend llama-3-8b --cluster {mixed_file(tmp_path)} {JOB}"
+
+    result = planner(command, "--output", plan, columns=200)
+
+    assert result.exit_code == 0
+    assert "Kinds of nodes" in result.stdout
+    assert "1 x A100-SXM-80GB, without A100-SXM-80GB at 50% speed" in result.stdout
+    assert sorted(load(Plan, plan).hosts) == ["fast", "slow"]
+    exported = planner(f"export {plan} --target megatron --output {tmp_path / 'out'}")
+    assert exported.exit_code == 0, exported.stderr
+    hosts = ",".join(load(Plan, plan).hosts)
+    assert f"#SBATCH --nodelist={hosts}\n" in (tmp_path / "out" / "job.sbatch").read_text()
+
+
+def test_a_mixed_plan_without_names_is_not_exported(tmp_path: Path) -> None:
+    text = MIXED.replace(", hosts: [fast]", "").replace(", hosts: [slow]", "")
+    plan = tmp_path / "plan.json"
+    planner(f"recommend llama-3-8b --cluster {mixed_file(tmp_path, text)} {JOB} -o {plan}")
+
+    result = planner(f"export {plan} --target megatron --output {tmp_path / 'out'}")
+
+    assert result.exit_code == 2
+    assert "give each group its hosts" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("check llama-3-8b --cluster {} --global-batch 8 --seq-len 2048", "nodes of several kinds"),
+        ("recommend llama-3-8b --cluster {} --nodes 3 " + JOB, "lists its 2 nodes by kind"),
+        ("recommend llama-3-8b --cluster {} --links x.json " + JOB, "is of several kinds of nodes"),
+    ],
+)
+def test_what_is_not_known_of_mixed_clusters_is_refused(
+    tmp_path: Path, command: str, said: str
+) -> None:
+    result = planner(command.format(mixed_file(tmp_path)))
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+SMALL = "recommend tiny-llama --cluster dgx-h100 --global-batch 48 --seq-len 2048"
+
+
+def test_measured_links_bring_hosts_and_their_order(tmp_path: Path) -> None:
+    result = planner(SMALL, "--nodes", 2, "--links", links_file(tmp_path), columns=200)
+
+    assert result.exit_code == 0
+    assert "Order of nodes" in result.stdout
+    assert "host0 - host1: 10.0 % of a healthy link; avoided, carries nothing" in result.stdout
+    assert "hosts: host0, host2" in result.stdout
+
+
+def test_all_measured_nodes_are_used_where_none_are_asked_for(tmp_path: Path) -> None:
+    result = planner(SMALL, "--links", links_file(tmp_path), "--json")
+
+    assert sorted(json.loads(result.stdout)["hosts"]) == ["host0", "host1", "host2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--nodes", 4), "--nodes: links of 3 nodes were measured; use at most 3"),
+        (("--cluster", "gb200-nvl72"), "--links: 'gb200-nvl72' has domains of nodes"),
+    ],
+)
+def test_links_that_do_not_fit_the_cluster_are_refused(
+    tmp_path: Path, words: tuple[object, ...], said: str
+) -> None:
+    result = planner(SMALL, "--links", links_file(tmp_path), *words)
+
+    assert result.exit_code == 2
+    assert said in result.stderr

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from planner.cost.collectives import Group, collective_s, send_recv_s
+from planner.cost.collectives import Group, Rows, collective_s, send_recv_s
 from planner.spec.cluster import ClusterSpec, ScaleOutSpec, ScaleUpSpec
 from planner.spec.gpu import GpuSpec, bus_factor
 from tests.properties.strategies import cluster, quick
@@ -347,16 +347,18 @@ def test_one_nic_for_eight_gpus_is_shared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("domains", "copies", "share"),
+    ("domains", "rows", "share"),
     [
-        (2, 1, 1 / 2),
-        (8, 1, 7 / 8),
-        (2, 8, (1 - 0.5**8) / 8),
-        (8, 8, 7 * (1 - 0.875**8) / 8),
+        (2, Rows(1), 1 / 2),
+        (8, Rows(1), 7 / 8),
+        (2, Rows(8), (1 - 0.5**8) / 8),
+        (8, Rows(8), 7 * (1 - 0.875**8) / 8),
+        (8, Rows(8, 0.5), 3.5 * (1 - 0.75**8) / 8),  # DeepSeek-V3: four of eight nodes
+        (2, Rows(8, 0.1), 0.5 / 8),  # at least one domain is open
     ],
 )
 def test_a_row_crosses_the_network_once_for_each_domain(
-    domains: int, copies: int, share: float
+    domains: int, rows: Rows, share: float
 ) -> None:
     """What DeepEP and HybridEP save: of 8 copies to 2 nodes, one leaves instead of four."""
     machine = cluster("dgx-h100", domains)
@@ -364,21 +366,21 @@ def test_a_row_crosses_the_network_once_for_each_domain(
     net = machine.scale_out
     assert net is not None
 
-    few, many = (collective_s("all_to_all", size, group, machine, copies) for size in (8e9, 16e9))
+    few, many = (collective_s("all_to_all", size, group, machine, rows) for size in (8e9, 16e9))
 
     rate = net.all_to_all_efficiency * net.nic_bytes_per_s
     inside = (many - few) > 1.01 * 8e9 * share / rate  # the scale-up fabric is the slower part
     assert inside or many - few == pytest.approx(8e9 * share / rate)
-    assert not (inside and copies == 1)
+    assert not (inside and rows.copies == 1)
 
 
 @quick
-@given(message, strides, machines, st.integers(1, 16))
+@given(message, strides, machines, st.integers(1, 16), st.floats(0.01, 1))
 def test_sending_once_is_never_slower(
-    size: int, stride: int, machine: ClusterSpec, copies: int
+    size: int, stride: int, machine: ClusterSpec, copies: int, share: float
 ) -> None:
     group = Group.place(64, stride, machine)
 
-    once = collective_s("all_to_all", size, group, machine, copies)
+    once = collective_s("all_to_all", size, group, machine, Rows(copies, share))
 
     assert once <= collective_s("all_to_all", size, group, machine) * (1 + 1e-9)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from planner.cost.layer import INTERFERENCE, Prices, Seconds
+from planner.cost.layer import INTERFERENCE, Prices, Seconds, kernels_of
 from planner.layout.layout import Layout, Recompute
+from planner.model.operations import Gemm, Shape, mlp_operations
 from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.spec.software import MEGATRON_2022, MEGATRON_CORE, TORCH_FSDP
@@ -164,12 +165,82 @@ def test_hidden_communication_costs_only_the_interference() -> None:
 
 
 def test_small_kernels_wait_for_the_host() -> None:
-    fast, slow = priced(small(hidden=256, heads=2, kv_heads=2, ffn_hidden=512)), None
-    graphs = software(cuda_graphs=True)
-    slow = priced(fast.model, software(cpu_op_s=1e-3))
+    spec = small(hidden=256, heads=2, kv_heads=2, ffn_hidden=512)
+    quick_host, slow_host = (priced(spec, software(cpu_op_s=each)) for each in (6e-6, 1e-3))
 
-    assert slow.layer(Layout(), False).forward.host > fast.layer(Layout(), False).forward.host
-    assert priced(fast.model, graphs).layer(Layout(), False).forward.host == 0
+    assert slow_host.layer(Layout(), False).forward.host > (
+        quick_host.layer(Layout(), False).forward.host
+    )
+
+
+SLOW_HOST = {"cpu_op_s": 1e-3}
+
+
+@pytest.mark.parametrize("moe_layer", [False, True])
+def test_graphs_spare_the_host(moe_layer: bool) -> None:
+    """All of a layer; or its attention and router, so that a dense layer has nothing left."""
+    stacks = (software(cuda_graphs=kind, **SLOW_HOST) for kind in ("none", "attention", "all"))
+    none, part, all_ = (
+        priced(small_moe(), stack).layer(Layout(ep=1), moe_layer).forward.host for stack in stacks
+    )
+
+    assert none > part >= all_ == 0
+    assert (part > 0) is moe_layer
+
+
+def test_the_head_is_in_no_graph_of_layers() -> None:
+    stacks = (software(cuda_graphs=kind, **SLOW_HOST) for kind in ("none", "attention"))
+    none, part = (priced(stack=stack).head(Layout()).forward.host for stack in stacks)
+
+    assert none == part > 0
+
+
+def test_eight_bit_products_cost_the_host_a_quantisation_each() -> None:
+    operations = mlp_operations(small(), Shape(1, 1024), MEGATRON_CORE)
+    products = sum(isinstance(operation, Gemm) for operation in operations)
+
+    assert kernels_of(operations, quantises=True) - kernels_of(operations) == products == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_tensor_parallelism_gathers_what_the_product_takes(precision: str) -> None:
+    """Transformer Engine quantises before it gathers; sums are sent in 16 bits."""
+    layout = Layout(tp=8, micro_batch=8, sequence_parallel=True)
+    wide, narrow = (
+        priced(
+            gpt(2, 12288, 96),
+            software(quantised_inputs=quantised, overlap_tp_wgrad=False),
+            precision=precision,
+        ).layer(layout, False)
+        for quantised in (False, True)
+    )
+
+    ratio = narrow.forward.tp / wide.forward.tp
+    assert ratio == 1 if precision == "bf16" else 0.7 < ratio < 0.8
+
+
+def test_experts_exchange_behind_another_micro_batch() -> None:
+    layout = Layout(ep=8, dp=8, micro_batch=4)
+    open_, hidden = (
+        priced(small_moe(), software(overlaps_experts=hides)).layer(layout, True).forward
+        for hides in (False, True)
+    )
+
+    covered = min(open_.ep, open_.compute)
+    assert hidden.compute == open_.compute
+    assert hidden.ep == pytest.approx(open_.ep - (1 - INTERFERENCE) * covered)
+
+
+def test_a_router_of_groups_crosses_less_network() -> None:
+    """DeepSeek-V3, arXiv 2412.19437, 2.1.2: a token's experts are on at most four nodes."""
+    stack, layout = software(moe_sends_once=True), Layout(ep=32, dp=32)
+    plain = small_moe().model_copy(update={"name": "plain"})
+    assert plain.moe is not None
+    grouped = plain.moe.model_copy(update={"groups": 4, "top_groups": 1})
+    limited = plain.model_copy(update={"name": "grouped", "moe": grouped})
+    free, bound = (priced(spec, stack).layer(layout, True).forward.ep for spec in (plain, limited))
+
+    assert bound < free
 
 
 def test_host_time_is_what_the_gpu_does_not_cover() -> None:

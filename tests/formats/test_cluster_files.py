@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,13 @@ def test_the_resource_follows_the_make(gpu: str, resource: str) -> None:
     trainer = found["trainjob.yaml"]["spec"]["trainer"]
     assert trainer["resourcesPerNode"] == {"limits": {resource: 8}}
     assert isinstance(cluster().gpu, GpuSpec)
+
+
+def test_schedulers_that_choose_the_nodes_say_that_they_lose_the_order() -> None:
+    placed = replace(work(2), hosts=("b", "a"))
+    files, plain = cluster_files(placed, "launch.sh"), cluster_files(work(2), "launch.sh")
+
+    for name in ("pytorchjob.yaml", "trainjob.yaml", "skypilot.yaml"):
+        assert "order of hosts is not kept" in files[name]
+        assert yaml.safe_load(files[name]) == yaml.safe_load(plain[name])
+        assert "hosts" not in plain[name]

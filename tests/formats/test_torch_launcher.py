@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -283,6 +284,31 @@ def test_damaged_plan_ends_with_2_before_torchrun(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert "error: L11: tp=3 does not divide heads=8; try tp 2 or 4" in done.stderr
+
+
+def test_sbatch_starts_the_hosts_of_the_plan_in_its_order(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    write_bundle(two_nodes().model_copy(update={"hosts": ("node9", "node7")}), bundle)
+    skip = "while [[ $1 == -* ]]; do shift; done; "
+    each = 'for name in node7 node9 node8; do SLURMD_NODENAME=$name "$@" || echo "rc=$?"; done'
+    script(tmp_path, "srun", skip + each)
+    script(tmp_path, "python", 'printf "<%s>" "$@"; echo')
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python")}
+
+    done = subprocess.run(
+        ["bash", str(bundle / "job.sbatch"), "--steps", "5"],
+        env=environ | {"SLURM_SUBMIT_DIR": str(bundle)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "#SBATCH --nodelist=node9,node7\n" in (bundle / "job.sbatch").read_text()
+    ranks = re.findall(r"<--node-rank><(\d)><--master-addr><(\w+)>", done.stdout)
+    assert ranks == [("1", "node9"), ("0", "node9")]
+    assert "error: node8 is not a host of the plan: node9 node7" in done.stderr
+    assert "rc=2" in done.stdout
+    assert "NODE_RANK=1  node7" in (bundle / "README.txt").read_text()
 
 
 def test_sbatch_asks_for_the_nodes_and_starts_one_launcher_on_each(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ LEGAL = Facts(
     vocab=1000,
     positions=0,
     sliding_window=0,
+    attention_sinks=False,
+    expert_bias=False,
     mtp_layers=0,
     global_batch=32,
     seq_len=128,
@@ -47,12 +49,12 @@ MOE: dict[str, Any] = {"experts": 8, "expert_ffn_hidden": 48, "shared_ffn_hidden
 # rule, what differs from a legal layout, words of the message
 HOST: dict[str, Any] = {"offload_optimizer": 1.0}
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
-    ("L31", {"optimizer": "lamb"}, "optimizer='lamb'"),
-    ("L32", {"lora_rank": 8}, "lora_rank=8"),
-    ("L33", {"offload_optimizer": 0.5}, "offload_optimizer=0.5"),
-    ("L34", HOST | {"offload_weights": True}, "try shard_weights 4 (ZeRO-3)"),
-    ("L36", HOST | {"delayed_update": True}, "delayed_update"),
-    ("L35", HOST | {"pp": 1, "shard_weights": 4, "shard_gradients": 4}, "moves the weights too"),
+    ("L32", {"optimizer": "lamb"}, "optimizer='lamb'"),
+    ("L33", {"lora_rank": 8}, "lora_rank=8"),
+    ("L34", {"offload_optimizer": 0.5}, "offload_optimizer=0.5"),
+    ("L35", HOST | {"offload_weights": True}, "try shard_weights 4 (ZeRO-3)"),
+    ("L37", HOST | {"delayed_update": True}, "delayed_update"),
+    ("L36", HOST | {"pp": 1, "shard_weights": 4, "shard_gradients": 4}, "moves the weights too"),
     ("L1", MOE | {"sequence_parallel": False}, "experts with tp=2 need sequence_parallel"),
     ("L2", MOE | {"hidden": 516}, "hidden=516 and ffn_hidden/etp=48; both must be multiples of 8"),
     ("L2", MOE | {"expert_ffn_hidden": 40, "etp": 2}, "hidden=512 and ffn_hidden/etp=20"),
@@ -96,6 +98,8 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
         "shard_optimizer=3 does not divide the edp=4 ranks that hold the same experts; try 2 or 4",
     ),
     ("L30", MOE | {"pp": 1, "shard_weights": 2, "shard_gradients": 4}, "with experts; try 1 or 4"),
+    ("L31", {"attention_sinks": True}, "attention_sinks=True, expert_bias=False"),
+    ("L31", MOE | {"expert_bias": True}, "attention_sinks=False, expert_bias=True"),
 ]
 
 LEGAL_TOO: list[dict[str, Any]] = [

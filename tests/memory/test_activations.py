@@ -194,3 +194,12 @@ def test_exchanging_heads_keeps_the_output_twice_more(cp: int, copies: int) -> N
     extra = kept(small(), shape, stack=exchange) - kept(small(), shape, stack=ring)
 
     assert extra == copies * 8192 / cp * 2048
+
+
+def test_torch_recomputes_what_eager_kernels_would_keep() -> None:
+    """torchtitan's policy keeps every other product: what lies between them is made again."""
+    eager = software(TORCH_FSDP, fused_norm=False, fused_activation=False, fused_kernels=False)
+    shape = Shape(1, 8192)
+
+    assert kept(small(), shape, SELECTIVE, eager) == kept(small(), shape, SELECTIVE, TORCH_FSDP)
+    assert kept(small(), shape, NONE, eager) > kept(small(), shape, NONE, TORCH_FSDP)

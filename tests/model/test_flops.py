@@ -97,6 +97,14 @@ def test_a_window_of_the_whole_sequence_is_none() -> None:
     assert attention_span(small(sliding_window=4096), 4096) == 2048
 
 
+@pytest.mark.parametrize(("every", "share"), [(0, 0), (1, 1), (2, 1 / 2), (6, 1 / 6)])
+def test_layers_with_and_without_a_window_are_averaged(every: int, share: float) -> None:
+    full, windowed = (attention_span(small(sliding_window=window), 4096) for window in (0, 512))
+    mixed = attention_span(small(sliding_window=512, full_attention_every=every), 4096)
+
+    assert mixed == pytest.approx(share * full + (1 - share) * windowed)
+
+
 @pytest.mark.parametrize(("window", "seq_len"), [(1, 8), (3, 8), (8, 16), (100, 257)])
 def test_a_window_counts_the_keys_of_each_query(window: int, seq_len: int) -> None:
     keys = sum(min(position, window) for position in range(seq_len))

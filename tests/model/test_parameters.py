@@ -54,6 +54,8 @@ VARIANTS = [
     ("gpt-neox-20b", SMALL | {"intermediate_size": 160, "use_parallel_residual": False}),
     ("mixtral-8x7b", SMALL_DENSE | {"num_local_experts": 3}),
     ("mixtral-8x7b", SMALL_DENSE | {"num_local_experts": 3, "head_dim": 20}),
+    ("gpt-oss-120b", SMALL_DENSE | {"num_local_experts": 5, "head_dim": 16}),
+    ("gpt-oss-120b", SMALL_DENSE | {"num_local_experts": 5, "attention_bias": False}),
     ("qwen1.5-moe-a2.7b", SMALL_MOE | {"num_experts": 6, "shared_expert_intermediate_size": 80}),
     ("qwen1.5-moe-a2.7b", SMALL_MOE | {"num_experts": 6, "decoder_sparse_step": 2}),
     ("qwen1.5-moe-a2.7b", SMALL_MOE | {"num_experts": 6, "mlp_only_layers": [0, 3]}),

@@ -213,7 +213,8 @@ def test_interleaving_only_moves_the_bubble(layout: Layout) -> None:
 
 
 def test_one_gpu_only_computes() -> None:
-    lonely = table(machine=cluster("dgx-h100", 1), batch=4)
+    graphs = software(MEGATRON_CORE, cuda_graphs="all")
+    lonely = table(machine=cluster("dgx-h100", 1), batch=4, software=graphs)
 
     parts = estimate_step(lonely, Layout()).parts_s
 
@@ -408,6 +409,6 @@ def test_an_unmeasured_gpu_is_estimated_all_the_same() -> None:
 
 
 def test_stacks_differ_where_they_say() -> None:
-    layout = Layout(tp=2, dp=8, sequence_parallel=True)
+    layout = Layout(tp=2, dp=8, micro_batch=4, sequence_parallel=True)  # longer than the host
 
     assert seconds(layout, software=MEGATRON_CORE) < seconds(layout, software=TORCH_LAUNCHER)

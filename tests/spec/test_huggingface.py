@@ -91,6 +91,36 @@ def test_fields_of_gpt() -> None:
     assert load_model("gpt-neox-20b").parallel_block
 
 
+@pytest.mark.parametrize(
+    ("kinds", "window", "every"),
+    [
+        (None, 128, 2),
+        (["full_attention"] * 3, 0, 1),
+        (["sliding_attention"] * 3, 128, 0),
+        (["sliding_attention", "sliding_attention", "full_attention"] * 2, 128, 3),
+    ],
+)
+def test_layers_of_gpt_oss_with_a_window(
+    tmp_path: Path, kinds: list[str] | None, window: int, every: int
+) -> None:
+    model = load_model(config(tmp_path, "gpt-oss-120b", layer_types=kinds))
+
+    assert (model.sliding_window, model.full_attention_every) == (window, every)
+    assert model.attention_sinks
+    assert model.moe is not None
+    assert (model.moe.experts, model.moe.top_k, model.moe.expert_bias) == (128, 4, True)
+
+
+def test_groups_of_the_router() -> None:
+    limits = {}
+    for name in ("deepseek-v3", "kimi-k2", "deepseek-v2-lite"):
+        moe = load_model(name).moe
+        assert moe is not None
+        limits[name] = (moe.groups, moe.top_groups)
+
+    assert limits == {"deepseek-v3": (8, 4), "kimi-k2": (1, 1), "deepseek-v2-lite": (1, 1)}
+
+
 def test_fields_of_deepseek() -> None:
     model = load_model("deepseek-v3")
     latent = MLASpec(

@@ -20,8 +20,10 @@ from planner.spec.calibration import FACTORS, calibrated_cluster, calibrated_sof
 from planner.validate.calibrate import Run, calibrate, errors, most_factors
 from planner.validate.cases import Skip, read_case, read_rows
 from planner.validate.rows import is_sane, measured_step_s, source
-from tests.properties.strategies import cluster, job, layout_with, model
+from tests.properties.strategies import cluster, job, layout_with, model, software
 
+# a host that keeps the GPU of this small model busy
+QUICK_HOST = software(cpu_op_s=6e-6)
 # layouts that differ in what bounds them: products, tensor and data parallelism, host
 LAYOUTS: tuple[dict[str, Any], ...] = (
     {"dp": 16, "zero_stage": 1},
@@ -41,10 +43,10 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
 
 def measured(layout: Layout, factors: dict[str, float], noise: float = 1.0) -> Run:
     """Return a run as long as the estimate under ``factors``, computed without the fit's code."""
-    machine, asked = cluster("dgx-h100", 2), job(64)
-    software = calibrated_software(asked.software, factors)
+    machine, asked = cluster("dgx-h100", 2), job(64, software=QUICK_HOST)
+    stack = calibrated_software(asked.software, factors)
     there = calibrated_cluster(machine, factors)
-    prices = Prices(model("small"), there, asked.model_copy(update={"software": software}))
+    prices = Prices(model("small"), there, asked.model_copy(update={"software": stack}))
     step_s = estimate_step(prices, layout).step_time_s
     return Run(layout.label(), model("small"), machine, asked, layout, noise * step_s)
 
@@ -80,14 +82,14 @@ def test_the_factor_that_made_the_runs_is_found(name: str, value: float) -> None
 def test_host_time_is_found_where_the_host_sets_the_pace() -> None:
     layouts = [layout_with(dp=16 // tp, tp=tp) for tp in (1, 2, 4)]
     tiny = [
-        replace(run, model=model("tiny-llama"), job=job(64, 64), layout=layout)
+        replace(run, model=model("tiny-llama"), job=job(64, 64, software=QUICK_HOST), layout=layout)
         for run, layout in zip(runs(3), layouts, strict=True)
     ]
     slow = {"host_time": 1.6}
     made = []
     for run in tiny:
-        software = calibrated_software(run.job.software, slow)
-        prices = Prices(run.model, run.cluster, run.job.model_copy(update={"software": software}))
+        stack = calibrated_software(run.job.software, slow)
+        prices = Prices(run.model, run.cluster, run.job.model_copy(update={"software": stack}))
         step_s = estimate_step(prices, run.layout).step_time_s
         made.append(replace(run, measured_s=step_s))
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from planner.errors import SpecError
 from planner.layout.layout import Recompute, Shard
+from planner.spec.huggingface import load_model
 from planner.validate.cases import Case, Skip, note, number, read_case, read_rows
 from tests.properties.strategies import quick
 
 # a GPT-3 of 175 billion parameters, everything stated
 GPT: dict[str, str] = {
     "id": "made-0001",
-    "model": "gpt3-175b",
+    "model": "gpt3-175b-padded",
     "n_layers": "96",
     "hidden": "12288",
     "ffn_hidden": "49152",
@@ -451,3 +452,22 @@ def test_precision_and_network_are_assumptions_too(column: str) -> None:
 @pytest.mark.parametrize("precision", ["int3", "fp8"])
 def test_a_precision_that_the_gpu_lacks_is_skipped(precision: str) -> None:
     assert precision in reason(gpt(precision=precision))
+
+
+def test_a_shipped_model_knows_what_rows_have_no_column_for() -> None:
+    cells = GPT | {
+        "model": "Qwen3-30B-A3B", "n_layers": "48", "hidden": "2048", "ffn_hidden": "6144",
+        "n_heads": "32", "n_kv_heads": "4", "vocab": "151936", "gated_mlp": "1",
+        "tied_embeddings": "0", "n_experts": "128", "top_k": "8", "moe_ffn_hidden": "768",
+        "tp": "1", "pp": "1", "dp": "128", "gbs": "128", "ep": "8", "sp": "",
+    }  # fmt: skip
+
+    known, other = (read_case(cells | {"hidden": hidden}).model for hidden in ("2048", "4096"))
+
+    assert known == load_model("qwen3-30b-a3b")
+    assert (known.head_dim, known.qk_norm) == (128, True)
+    assert (other.head_dim, other.qk_norm) == (
+        128,
+        False,
+    )  # hidden / heads, as nothing else is said
+    assert other.name == "Qwen3-30B-A3B"

@@ -165,6 +165,33 @@ def test_dispatchers_that_send_a_token_once_to_each_node(notes: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("notes", "field", "expected"),
+    [
+        ("cuda graphs full_iteration", "cuda_graphs", "all"),
+        ("cuda graphs transformer_engine", "cuda_graphs", "attention"),
+        ("cuda graphs moe_router+moe_preprocess", "cuda_graphs", "attention"),
+        ("no graphs", "cuda_graphs", "none"),
+        ("EP all-to-all overlap on", "overlaps_experts", True),
+        ("EP overlap on; HybridEP", "overlaps_experts", True),
+        ("EP overlap off; HybridEP", "overlaps_experts", False),
+        ("dropless", "moe_sends_once", True),  # the recipes use DeepEP or HybridEP
+        ("alltoall fallback", "moe_sends_once", False),
+        ("container 25.09; tokendrop", "moe_sends_once", False),
+    ],
+)
+def test_what_the_notes_of_a_recipe_say(notes: str, field: str, expected: object) -> None:
+    assert getattr(software("Megatron-Bridge", notes), field) == expected
+
+
+def test_an_eager_run_fuses_no_element_wise_kernels() -> None:
+    eager, compiled = software("torchtitan", "eager"), software("torchtitan", "torch.compile")
+
+    for name in ("fused_norm", "fused_kernels", "fused_activation"):
+        assert getattr(compiled, name)
+        assert not getattr(eager, name)
+
+
+@pytest.mark.parametrize(
     ("notes", "loss"),
     [("eager", "eager"), ("torch 2.6 nightly; compile", "eager"), ("compile; float8", "fused")],
 )
