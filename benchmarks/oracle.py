@@ -17,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,12 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.trace import Block, Log, Memory
-from planner.launcher import context, dispatch
+from planner.launcher import context, dispatch, train
 from planner.launcher.dispatch import Dispatch
 from planner.launcher.plan_file import PlanFile, read_plan
 from planner.launcher.preflight import plan_problems
 from planner.launcher.train import Job, Options, build_skeleton
-from planner.layout.layout import Layout, Recompute, Shard
-from planner.layout.stages import Split
+from planner.layout.layout import Recompute
 from planner.memory.estimate import RankMemory, rank_memory
 from planner.memory.working import WORKSPACE_BYTES
 from planner.plan import Plan
@@ -92,6 +91,26 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, **_: bool) -> Tensor:
         return efficient(query, key, value, None, True, 0.0, True)[0]  # type: ignore[no-any-return]
     attend = torch.ops.aten._scaled_dot_product_flash_attention
     return attend(query, key, value, 0.0, True)[0]  # type: ignore[no-any-return]
+
+
+class _Nowhere:
+    """A ticket of what the rank does not hold; it comes back in a block of its own."""
+
+    def __init__(self, flat: Tensor) -> None:
+        self.shape, self.dtype = flat.shape, flat.dtype
+
+    def settle(self) -> None:
+        """Take no time."""
+
+    def load(self) -> Tensor:
+        """Return a new tensor."""
+        return torch.empty(self.shape, dtype=self.dtype)
+
+    def arrive(self) -> None:
+        """Take no time."""
+
+    def drop(self) -> None:
+        """Hold nothing."""
 
 
 def _static_shapes(schedule: Any, stages: list[Any], *_: Any) -> None:
@@ -189,6 +208,8 @@ def run_two_steps(job: Job, memory: Memory) -> int:
         with _phase(memory, "batch"):
             tokens, targets = (torch.zeros(shape, dtype=torch.long) for _ in "xy")
         memory.clear_counts()
+        if job.offloader is not None:
+            job.offloader.counts.clear()
         begin = memory.now
         with _phase(memory, "step"):
             job.update(tokens, targets)
@@ -225,6 +246,7 @@ class Traced:
     collectives: list[dict[str, Any]]
     operations: int
     seconds: float
+    offloaded: int = 0  # activations that leave in one step
 
     @property
     def peak(self) -> Moment:
@@ -359,29 +381,22 @@ def trace(
         stack.enter_context(mock.patch.object(_PipelineSchedule, "_warmup_p2p", _static_shapes))
         if kernels == "gpu":
             stack.enter_context(_gpu_kernels())
+        stack.enter_context(mock.patch.object(train, "place_for", return_value=_Nowhere))
         stack.enter_context(mock.patch.object(Dispatch, "_away", _evenly(Dispatch._away)))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_watching(memory))
         job = Job(plan, options, _CPU, skeleton)
         began = run_two_steps(job, memory)
-        return summarise(memory.log, rank, began, time.perf_counter() - begin)
+        found = summarise(memory.log, rank, began, time.perf_counter() - begin)
+        away = 0 if job.offloader is None else job.offloader.counts.stored
+        return replace(found, offloaded=away)
 
 
 def estimate(plan: Plan, rank: int) -> RankMemory:
     """Return what ``planner.memory`` says of the same rank."""
-    record = plan.layout
-    degrees = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch", "sequence_parallel")
-    layout = Layout(
-        **{name: getattr(record, name) for name in degrees},
-        shard=Shard(record.shard_weights, record.shard_gradients, record.shard_optimizer),
-        recompute=Recompute.NONE,  # the stages say which layers
-    )
-    split = Split(
-        tuple(stage.layers for stage in plan.stages),
-        tuple(stage.recompute_layers for stage in plan.stages),
-    )
+    layout = replace(plan.to_layout(), recompute=Recompute.NONE)  # the stages say which layers
     pp_rank = rank // (len(plan.rank_map) // layout.pp)
-    return rank_memory(plan.model, plan.job, layout, pp_rank, split)
+    return rank_memory(plan.model, plan.job, layout, pp_rank, plan.to_split())
 
 
 # Fields of the estimate, and the traced components that are the same bytes under torch's names.

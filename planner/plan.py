@@ -8,7 +8,7 @@ from html import escape
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.layout import Layout, Offload, Recompute, Shard
 from planner.layout.stages import Split
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
@@ -45,6 +45,10 @@ class LayoutRecord(BaseModel):
     offload_optimizer: float = Field(0, ge=0, le=1, description="Share of the state on the host.")
     offload_weights: bool = False
     delayed_update: bool = False
+    offload_fraction: float = Field(
+        0, ge=0, le=1, description="Of the saved activations that may leave the GPU."
+    )
+    offload_target: str = Field("", pattern="^(|host|ssd)$", description="host or ssd.")
 
 
 class StageRecord(BaseModel):
@@ -180,6 +184,7 @@ class Plan(BaseModel):
             **{name: getattr(record, name) for name in PLAIN_FIELDS},
             shard=Shard(record.shard_weights, record.shard_gradients, record.shard_optimizer),
             recompute=Recompute(record.recompute),
+            offload=Offload(record.offload_fraction, record.offload_target),
             schedule="" if self.schedule in ("1f1b", "interleaved_1f1b") else self.schedule,
         )
 

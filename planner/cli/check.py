@@ -50,6 +50,10 @@ ExpertTensor = Annotated[int, typer.Option(min=1, help="Tensor parallel of exper
 Micro = Annotated[int, typer.Option(min=1, help="Sequences of a micro-batch.", metavar="D")]
 Zero = Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage.", metavar="0-3")]
 Again = Annotated[str, typer.Option(help="none, selective or full.", metavar="KIND")]
+Away = Annotated[
+    str,
+    typer.Option(help="Activations leave the GPU: none, host, ssd:50%, ...", metavar="WHERE"),
+]
 Sequence = Annotated[bool, typer.Option(help="Split activations over tensor-parallel ranks.")]
 Optimizer = Annotated[str, typer.Option(help="adamw, adamw-8bit, lamb, muon, ...", metavar="NAME")]
 Adapters = Annotated[
@@ -100,6 +104,7 @@ def check(
     offload_optimizer: Offloaded = 0.0,
     offload_weights: OffloadedWeights = False,
     delayed_update: Delayed = False,
+    offload: Away = "none",
     named: Named = None,
     variables: Set = None,
     calibration: Calibrated = None,
@@ -123,7 +128,7 @@ def check(
         raise SpecError(f"--model and --set go with a launch file; {model!r} is none")
     degrees = Degrees(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
-        offload_optimizer, offload_weights, delayed_update,
+        offload_optimizer, offload_weights, delayed_update, offload,
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
@@ -147,7 +152,7 @@ def _stated_twice(ctx: typer.Context) -> set[str]:
     }
     decided = (
         "tp", "cp", "pp", "vpp", "ep", "etp", "zero", "recompute", "sequence_parallel", "optimizer",
-        "lora_rank", "offload_optimizer", "offload_weights", "delayed_update",
+        "lora_rank", "offload_optimizer", "offload_weights", "delayed_update", "offload",
     )  # fmt: skip
     wrong = [name for name in (*decided, "target", "precision") if name in typed]
     if wrong:
@@ -192,6 +197,7 @@ def explain_memory(
     offload_optimizer: Offloaded = 0.0,
     offload_weights: OffloadedWeights = False,
     delayed_update: Delayed = False,
+    offload: Away = "none",
     calibration: Calibrated = None,
     as_json: Json = False,
 ) -> None:
@@ -201,7 +207,7 @@ def explain_memory(
 
     degrees = Degrees(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
-        offload_optimizer, offload_weights, delayed_update,
+        offload_optimizer, offload_weights, delayed_update, offload,
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,

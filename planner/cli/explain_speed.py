@@ -36,6 +36,7 @@ def explain_speed(
     offload_optimizer: words.Offloaded = 0.0,
     offload_weights: words.OffloadedWeights = False,
     delayed_update: words.Delayed = False,
+    offload: words.Away = "none",
     measured: Annotated[
         str | None,
         typer.Option(help="Step time of your run, like 13.6s: how much is not explained.",
@@ -52,7 +53,7 @@ def explain_speed(
     measured_s = None if measured is None else option("--measured", _positive_s, measured)
     degrees = Degrees(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
-        offload_optimizer, offload_weights, delayed_update,
+        offload_optimizer, offload_weights, delayed_update, offload,
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
@@ -77,6 +78,7 @@ def _positive_s(text: str) -> float:
 def _explained(question: "Question", measured_s: float | None) -> "Explained":
     from planner.cost.layer import Prices
     from planner.errors import LayoutError
+    from planner.report.offload import offload_lines
     from planner.report.speed import Explained
     from planner.search.faster import faster_changes
     from planner.search.placed import slow_links
@@ -89,4 +91,7 @@ def _explained(question: "Question", measured_s: float | None) -> "Explained":
     step = estimate_step(prices, question.layout, question.split)
     changes = faster_changes(prices, question.layout, question.target, question.split)
     slow = slow_links(question.cluster, question.cluster, question.layout)
-    return Explained(step, question.cluster, waterfall(prices, step), changes, measured_s, slow)
+    notes = tuple(offload_lines(prices, question.layout, question.split))
+    return Explained(
+        step, question.cluster, waterfall(prices, step), changes, measured_s, slow, notes
+    )

@@ -8,6 +8,7 @@ from planner.cli.request import (
     chosen_cluster,
     chosen_job,
     chosen_target,
+    offload_named,
     with_calibration,
 )
 from planner.errors import LayoutError, SpecError
@@ -15,6 +16,7 @@ from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rules import layout_problems
 from planner.layout.stages import Split
 from planner.memory.host import host_problems
+from planner.memory.room import offload_refusals
 from planner.plan import Plan
 from planner.search.targets import TARGETS, Target
 from planner.spec.cluster import ClusterSpec
@@ -41,6 +43,7 @@ class Degrees:
     offload_optimizer: float = 0.0
     offload_weights: bool = False
     delayed_update: bool = False
+    offload: str = "none"
 
     def layout(self, gpus: int) -> Layout:
         """Return the layout on ``gpus`` GPUs; LayoutError where they do not divide."""
@@ -58,7 +61,7 @@ class Degrees:
             self.tp, self.cp, self.pp, self.vpp, dp, self.ep, self.etp, self.micro_batch,
             self.sequence_parallel and self.tp > 1, Shard.zero(self.zero, dp * self.cp),
             Recompute(self.recompute), "", self.offload_optimizer, self.offload_weights,
-            self.delayed_update,
+            self.delayed_update, offload_named(self.offload),
         )  # fmt: skip
 
 
@@ -79,7 +82,8 @@ class Question:
         if self.target.problems:
             found += self.target.problems(self.model, self.job, self.layout)
         if not found:
-            found = host_problems(self.model, self.cluster, self.job, self.layout, self.split)
+            asked = (self.model, self.cluster, self.job, self.layout, self.split)
+            found = offload_refusals(*asked) or host_problems(*asked)
         return list(dict.fromkeys(found))
 
 

@@ -44,9 +44,6 @@ def recommend(
     lora_rank: Annotated[
         int, typer.Option(min=0, help="Rank of LoRA adapters; weights are frozen.", metavar="R")
     ] = 0,
-    offload: Annotated[
-        bool, typer.Option(help="Use the host's memory where nothing else fits.")
-    ] = True,
     profile: Annotated[
         Path | None,
         typer.Option(help="Measurements of your machine (planner profile).", metavar="FILE"),
@@ -66,6 +63,13 @@ def recommend(
     budget: Annotated[
         str, typer.Option(help="Time after which the search settles.", metavar="TIME")
     ] = "60s",
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload/--no-offload",
+            help="Activations, and the optimizer where nothing else fits, may leave the GPU.",
+        ),
+    ] = True,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the plan to this file.", metavar="FILE"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from planner.cli.output import note
 from planner.errors import SpecError
-from planner.layout.layout import Layout
+from planner.layout.layout import OFFLOAD_TARGETS, Layout, Offload
 from planner.search.targets import TARGETS, Target
 from planner.search.targets import target as target_named
 from planner.spec.calibration import apply_calibration, calibrated_software, load_calibration
@@ -37,6 +37,23 @@ def share(text: str) -> float:
     if not 0 <= number < 1:
         raise ValueError(f"{text!r} is not between 0 % and 100 %; write '5%' or '0.05'")
     return number
+
+
+def offload_named(text: str) -> Offload:
+    """Return the activation offload written as ``none``, ``host``, ``host:50%`` or ``ssd:0.5``."""
+    if text == "none":
+        return Offload()
+    target, _, amount = text.partition(":")
+    remedy = "write none, host, ssd, or a target and a share like host:50%"
+    if target not in OFFLOAD_TARGETS:
+        raise SpecError(f"--offload: {text!r} is not known; {remedy}")
+    if amount in ("", "1", "100%"):
+        return Offload(1.0, target)
+    try:
+        fraction = share(amount)
+    except ValueError:
+        raise SpecError(f"--offload: {amount!r} in {text!r} is not a share; {remedy}") from None
+    return Offload(fraction, target) if fraction else Offload()
 
 
 def chosen_cluster(

@@ -60,6 +60,7 @@ class RunRecord(BaseModel):
     offload_optimizer: Annotated[float, Field(ge=0, le=1)] = 0.0
     offload_weights: bool = False
     delayed_update: bool = False
+    offload: str = Field("none", description="none, host, ssd, or host:50% of the activations.")
     name: str | None = Field(None, description="How you call the run.")
     note: str | None = Field(None, description="Anything; not read.")
 

@@ -22,7 +22,13 @@ from planner.formats.setup import (
     text_of,
     whole,
 )
-from planner.formats.unsupported import partial_recompute, rank_order, refuse, uneven_stages
+from planner.formats.unsupported import (
+    offloaded,
+    partial_recompute,
+    rank_order,
+    refuse,
+    uneven_stages,
+)
 from planner.formats.work import Work
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rule import Facts, broken, facts_of
@@ -186,7 +192,7 @@ def write_deepspeed(work: Work) -> str:
     shard, ranks = layout.shard, layout.dp * layout.cp
     whole_group = shard in [Shard.zero(stage, ranks) for stage in range(4)]
     facts = Facts(**facts_of(work.model, job, layout))  # type: ignore[arg-type]
-    problems = broken(RULES, facts) + rank_order(work, "DeepSpeed")
+    problems = broken(RULES, facts) + rank_order(work, "DeepSpeed") + offloaded(work, "DeepSpeed")
     problems += uneven_stages(work, "DeepSpeed") + partial_recompute(work, "DeepSpeed")
     problems += method_problems(work, "deepspeed")
     if not whole_group:

@@ -10,6 +10,7 @@ from planner.formats.loose import load_loose, without_holes
 from planner.formats.methods import method_problems
 from planner.formats.setup import Meaning, Reading, Setup, sort_settings, switch, text_of, whole
 from planner.formats.unsupported import (
+    offloaded,
     partial_recompute,
     rank_order,
     refuse,
@@ -151,7 +152,7 @@ def write_nanotron(work: Work) -> str:
 
     model, job, layout = work.model, work.job, work.layout
     facts = Facts(**facts_of(model, job, layout))  # type: ignore[arg-type]
-    problems = broken(RULES, facts) + rank_order(work, "nanotron")
+    problems = broken(RULES, facts) + rank_order(work, "nanotron") + offloaded(work, "nanotron")
     problems += partial_recompute(work, "nanotron")
     problems += unlike_llama(work, "nanotron", allowed=frozenset({"tied embeddings"}))
     if layout.pp > 1 and work.layers != _stages(model, layout.pp):

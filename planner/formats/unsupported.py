@@ -20,6 +20,16 @@ def rank_order(work: Work, framework: str) -> list[str]:
     ]
 
 
+def offloaded(work: Work, framework: str) -> list[str]:
+    """Return the complaint about activations that leave the GPU."""
+    if not work.layout.offload.fraction:
+        return []
+    return [
+        f"{work.layout.offload.label()}: it is not written for {framework}; use --target torch, or "
+        "plan with --no-offload"
+    ]
+
+
 def uneven_stages(work: Work, framework: str) -> list[str]:
     """Return the complaint about stages of unequal layers."""
     if len(set(work.layers)) <= 1:

@@ -21,6 +21,11 @@ class Rotary:
         self.head_dim, self.context = head_dim, context
         self._tables: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """Return what lives as long as the stage; nothing before the first pass."""
+        return self._tables or ()
+
     def _cos_sin(self, seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return two tables [seq_len, 1, head_dim / 2]."""
         tables = self._tables

@@ -37,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="save here at the end and on SIGTERM; go on from here")  # fmt: skip
     parser.add_argument("--save-every", type=int, default=0, metavar="STEPS",
                         help="save after every so many steps too")  # fmt: skip
+    parser.add_argument("--offload-directory", type=Path, metavar="DIR",
+                        help="on the drive where a plan's activations wait")  # fmt: skip
     parser.add_argument("--timeout-s", type=float, default=600.0, help="of one collective")
     parser.add_argument("--check", action="store_true", help="check the plan, start nothing")
     return parser
@@ -55,6 +57,8 @@ def _problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
         found += resume_problems(arguments.checkpoint, facts)
     if arguments.check:
         return found
+    if plan.layout.offload_target == "ssd" and arguments.offload_directory is None:
+        found.append("the plan offloads activations to a drive; add --offload-directory DIR on it")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return [*found, "RANK and WORLD_SIZE are not set; start with launch.sh or torchrun"]
     return found + world_problems(plan, int(os.environ["WORLD_SIZE"]))
@@ -89,6 +93,7 @@ def _train(plan: PlanFile, arguments: argparse.Namespace) -> None:
         dtype=torch.bfloat16 if bf16 else torch.float32,
         seed=arguments.seed,
         clip=arguments.clip,
+        offload_directory=arguments.offload_directory,
     )
     process = runtime.start(plan.rank_map, "nccl" if nccl else "gloo", arguments.timeout_s)
     report = log.Log(arguments.log, process.speaks)

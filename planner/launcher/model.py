@@ -16,6 +16,7 @@ from .attention import NORM_EPSILON, Attention, LatentAttention, Rotary, build_r
 from .context import Context
 from .experts import MixtureOfExperts
 from .mlp import Mlp
+from .offload import Offloader
 from .plan_file import ModelConfig, StageConfig
 
 
@@ -59,6 +60,8 @@ class Block(nn.Module):
         self.mlp = _mlp(model, layer)
         self.parallel = model.parallel_block
         self.recompute = recompute
+        self.offloader: Offloader | None = None
+        self.before_loss = False  # its backward pass comes at once
 
     def _layer(self, x: Tensor) -> Tensor:
         mixed: Tensor = x + self.attention(self.attention_norm(x))
@@ -67,6 +70,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, seq, hidden]."""
+        if self.offloader is None or not torch.is_grad_enabled():
+            return self._run(x)
+        rotary = self.attention.rotary
+        lasting = () if rotary is None else rotary.tables
+        with self.offloader.layer(self, self.before_loss, lasting) as layer:
+            out = self._run(x)
+        self.offloader.watch(layer, out)
+        return out
+
+    def _run(self, x: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             # no dropout anywhere, so the random state need not be kept
             return checkpoint(  # type: ignore[no-any-return]
@@ -105,11 +118,21 @@ class Decoder(nn.Module):
             {str(i): Block(model, i, i < repeated, context, rotary) for i in numbers}
         )
         self.norm = norm(model) if stage.head else None
+        self.offloader: Offloader | None = None
         self.head: nn.Module | None = None
         if stage.head:
             shared = model.tied_embeddings and stage.embedding
             linear = nn.Linear(model.hidden, model.vocab, bias=False)
             self.head = TiedHead() if shared else linear
+
+    def give_away(self, offloader: Offloader) -> None:
+        """Let ``offloader`` take what the layers save."""
+        self.offloader = offloader
+        blocks = [block for block in self.layers.values() if isinstance(block, Block)]
+        for block in blocks:
+            block.offloader = offloader
+        if blocks and self.head is not None:
+            blocks[-1].before_loss = True
 
     def _embed(self, tokens: Tensor) -> Tensor:
         assert self.embedding is not None
@@ -121,10 +144,15 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take tokens [batch, seq] or the previous stage's output; return logits or the output."""
+        received = x if self.embedding is None else None
         if self.embedding is not None:
             x = self._embed(x)
+        if self.offloader is not None:
+            self.offloader.begin_pass(received)
         for block in self.layers.values():
             x = block(x)
+        if self.offloader is not None:
+            self.offloader.end_pass(loss_follows=self.head is not None)
         if self.norm is None or self.head is None:
             return x
         if isinstance(self.head, TiedHead):

@@ -103,6 +103,8 @@ class LayoutConfig:
     offload_optimizer: float = 0.0
     offload_weights: bool = False
     delayed_update: bool = False
+    offload_fraction: float = 0.0
+    offload_target: str = ""
 
     @property
     def ranks(self) -> int:

@@ -1,6 +1,6 @@
 """Every check that must pass before the first collective: a late one aborts or hangs, silently."""
 
-from .plan_file import PlanFile, StageConfig
+from .plan_file import LayoutConfig, PlanFile, StageConfig
 from .rules import Facts, broken_rules
 
 
@@ -99,11 +99,22 @@ def _stage_problems(plan: PlanFile) -> list[str]:
     return found
 
 
+def _offload_problems(layout: LayoutConfig) -> list[str]:
+    fraction, target = layout.offload_fraction, layout.offload_target
+    found = []
+    if not 0 <= fraction <= 1:
+        found.append(f"layout.offload_fraction: {fraction:g} is not between 0 and 1; try 0.5")
+    if fraction > 0 and target not in ("host", "ssd"):
+        found.append(f"layout.offload_target: {target!r} is not known; use host or ssd")
+    return found
+
+
 def plan_problems(plan: PlanFile) -> list[str]:
     """Return every reason why this plan cannot be executed; empty when it can."""
     if sizes := _size_problems(plan):
         return sizes
     found = broken_rules(facts(plan)) + _stage_problems(plan)
+    found += _offload_problems(plan.layout)
     ranks = plan.layout.ranks
     if sorted(plan.rank_map) != list(range(ranks)):
         found.append(f"rank_map: {list(plan.rank_map)} is no order of the ranks 0 to {ranks - 1}")

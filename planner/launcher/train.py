@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,8 +13,10 @@ from .data import rows
 from .loss import cross_entropy
 from .mesh import Grid, build_grid
 from .model import Decoder
+from .offload import LEAST_BYTES, Offloader
 from .optimizer import build_optimizer, clip_gradients, gradient_norm
 from .parallel import expert_parameters, scale_expert_gradients, shard_data, split_experts
+from .places import place_for
 from .plan_file import PlanFile
 from .runner import Loop, Loss, Pipeline, Runner
 from .tensor_parallel import split_tensors
@@ -31,6 +34,8 @@ class Options:
     dtype: torch.dtype = torch.float32
     seed: int = 0
     clip: float = 0.0
+    offload_directory: Path | None = None
+    least_offload_bytes: int = LEAST_BYTES
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,24 @@ class Job:
         for stage in self.stages:
             stage.to_empty(device=home)
             initialise(stage, options.seed, tied_head=plan.model.tied_embeddings)
+        self.offloader = self._offloader()
         self.runner = self._runner(skeleton.stages)
         self.named_parameters = {n: p for s in self.stages for n, p in s.named_parameters()}
         self.parameters = list(self.named_parameters.values())
         self.experts = [p for stage in self.stages for p in expert_parameters(stage)]
         self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr)
+
+    def _offloader(self) -> Offloader | None:
+        """Let the plan's fraction of saved activations wait elsewhere; None where nothing does."""
+        layout, options = self.plan.layout, self.options
+        if not layout.offload_fraction:
+            return None
+        directory, rank = options.offload_directory, dist.get_rank()
+        place = place_for(layout.offload_target, self.device, directory, rank)
+        offloader = Offloader(layout.offload_fraction, place, options.least_offload_bytes)
+        for stage in self.stages:
+            stage.give_away(offloader)
+        return offloader
 
     def _runner(self, stages: dict[int, Decoder]) -> Runner:
         loss = _loss(self.plan, self.grid)

@@ -40,6 +40,38 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class Offload:
+    """Where saved activations wait for their backward pass, and how much of each layer goes there.
+
+    ``fraction`` is that of the bytes which each layer keeps and may give away (``memory.offload``
+    says which those are), the same in every layer, so that stores and loads spread over the whole
+    pass: SSDTrain's and Kwai's alpha. Megatron's ``--cpu-offloading-num-layers n`` moves whole
+    layers, as many bytes as the fraction ``n / (layers - 1)``.
+    """
+
+    fraction: float = 0.0
+    target: str = ""  # host or ssd
+
+    @classmethod
+    def layers(cls, count: int, layers: int, target: str = "host") -> "Offload":
+        """Return the offload of ``count`` of ``layers`` layers, the last of which never moves."""
+        return cls(min(1.0, count / max(1, layers - 1)), target)
+
+    def label(self) -> str:
+        """Return ``offload-ssd-40%``; empty where nothing moves."""
+        return f"offload-{self.target}-{100 * self.fraction:.4g}%" if self.fraction else ""
+
+
+def offload_words(offload: Offload) -> str:
+    """Return ``40 % of the movable activations on drives``."""
+    where = "on drives" if offload.target == "ssd" else "in host memory"
+    return f"{100 * offload.fraction:.4g} % of the movable activations {where}"
+
+
+OFFLOAD_TARGETS = ("host", "ssd")
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Degrees of parallelism. ``gpus = tp * cp * dp * pp = etp * ep * edp * pp``.
 
@@ -65,6 +97,7 @@ class Layout:
     offload_optimizer: float = 0.0
     offload_weights: bool = False
     delayed_update: bool = False
+    offload: Offload = Offload()
 
     @property
     def gpus(self) -> int:
@@ -93,6 +126,8 @@ class Layout:
         parts += [f"mb{self.micro_batch}", self._sharding()]
         if self.recompute is not Recompute.NONE:
             parts.append(f"recompute-{self.recompute}")
+        if self.offload.fraction:
+            parts.append(self.offload.label())
         if self.schedule:
             parts.append(self.schedule)
         if self.offload_optimizer:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from planner.layout.layout import Layout
 from planner.layout.local import sharded_parameters, stage_local, streams_gradients, trained_local
 from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers, together
-from planner.memory.moments import LOADED, STEP, job_shape, moments
+from planner.memory.moments import LOADED, STEP, job_shape, moments, offloaded_bytes
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes, step_working_bytes
 from planner.schedule.kinds import chunks_of, stage_of
@@ -26,7 +26,7 @@ class RankMemory:
     ``working`` is alive only at the ``moment`` of the peak; ``outside`` is context and
     communicators, which torch does not count; ``reserve_share`` of what is allocated is what torch
     reserves beyond it; ``spread`` is what measured runs of the software reserve, as shares of the
-    estimate (low, high).
+    estimate (low, high). ``offloaded`` activations are in host memory or on drives, at most.
     """
 
     weights: float
@@ -40,6 +40,7 @@ class RankMemory:
     reserve_share: float
     spread: tuple[float, float] = (1.0, 1.0)
     host: float = 0.0
+    offloaded: float = 0.0
 
     @property
     def states(self) -> float:
@@ -118,6 +119,7 @@ def rank_timeline(
     micro_batches = layout.micro_batches(job.global_batch)
     buffers += receive_bytes(model, shape, software, layout, rank, micro_batches)
     outside = outside_bytes(layout, software)
+    offloaded = offloaded_bytes(model, job, layout, mine, rank)
     timeline = [
         RankMemory(
             states.weights,
@@ -131,6 +133,7 @@ def rank_timeline(
             software.reserve_share,
             software.memory_spread,
             states.host,
+            offloaded,
         )
         for moment in moments(model, job, layout, mine, rank)
     ]
@@ -140,7 +143,7 @@ def rank_timeline(
     working = step_working_bytes(on_gpu, software)
     step = RankMemory(
         weights, gradients, states.optimizer, buffers, 0.0, working, outside, STEP,
-        software.reserve_share, software.memory_spread, states.host,
+        software.reserve_share, software.memory_spread, states.host, offloaded,
     )  # fmt: skip
     return (*timeline, step)
 

@@ -3,6 +3,7 @@
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
 from planner.memory.estimate import rank_memory
+from planner.memory.room import HOST_SHARE, fullest_node
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
@@ -16,17 +17,13 @@ def node_host_bytes(
     layout: Layout,
     split: Split | None = None,
 ) -> float:
-    """Return the host bytes of the fullest node: the sum over the ranks on its GPUs."""
+    """Return what optimizer and activations take of the fullest node's memory, all its ranks."""
     if not layout.offload_optimizer:
         return 0.0
-    ranks = layout.tp * layout.cp * layout.dp
-    held = [rank_memory(model, job, layout, rank, split).host for rank in range(layout.pp)]
-    each = cluster.gpus_per_node
-    if ranks % each == 0:
-        return max(held) * each
-    nodes = range(0, layout.gpus, each)
-    slots = (range(first, min(first + each, layout.gpus)) for first in nodes)
-    return max(sum(held[slot // ranks] for slot in node) for node in slots)
+    activations = layout.offload.target == "host"
+    ranks = [rank_memory(model, job, layout, rank, split) for rank in range(layout.pp)]
+    held = [memory.host + activations * memory.offloaded for memory in ranks]
+    return fullest_node(held, layout, cluster)
 
 
 def host_problems(
@@ -40,12 +37,12 @@ def host_problems(
     if not layout.offload_optimizer or cluster.host is None:
         return []
     needed = node_host_bytes(model, cluster, job, layout, split)
-    limit = cluster.host.memory_bytes
+    limit = HOST_SHARE * cluster.host.memory_bytes
     if needed <= limit:
         return []
     share = layout.offload_optimizer * limit / needed
     return [
         f"offload_optimizer={layout.offload_optimizer:g} needs {format_bytes(needed)} of host "
-        f"memory on a node, {cluster.name} has {format_bytes(limit)}; use more nodes, or a share "
-        f"of at most {int(100 * share) / 100:g}"
+        f"memory on a node, {cluster.name} has room for {format_bytes(limit)}; use more nodes, or "
+        f"a share of at most {int(100 * share) / 100:g}"
     ]

@@ -11,6 +11,7 @@ from functools import lru_cache
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import StageLayers
 from planner.memory.activations import layer_bytes
+from planner.memory.offload import moved_bytes, moved_layers
 from planner.memory.working import (
     gathered_bytes,
     head_gathered_bytes,
@@ -42,17 +43,29 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Bytes that one pass of a micro-batch through one chunk of a rank keeps."""
+    """Bytes that one pass of a micro-batch through one chunk of a rank keeps.
+
+    Of these ``moved`` wait outside the GPU; a layer's backward pass loads what it gave away,
+    ``loaded`` bytes or ``loaded_again`` of a recomputed one, and what the layer before it did.
+    """
 
     plain: float
     again: float
     last_layer: float
     output: float  # of the embedding, where that is not freed when it has been sent
+    moved: float = 0.0
+    loaded: float = 0.0
+    loaded_again: float = 0.0
 
     @property
     def total(self) -> float:
-        """All layers of the chunk."""
+        """All layers of the chunk, wherever they are."""
         return self.plain + self.again + self.output
+
+    @property
+    def resident(self) -> float:
+        """What stays on the GPU until the backward pass."""
+        return self.total - self.moved
 
 
 def job_shape(job: JobSpec, layout: Layout) -> Shape:
@@ -84,7 +97,25 @@ def kept_bytes(model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers
     if mine.embedding and layout.pp > 1 and job.software.keeps_receive_buffers:
         output = 2 * shape.sharded_tokens * model.hidden
     chunks = chunks_of(layout)
-    return Kept(plain / chunks, again / chunks, last, output / chunks)
+    moved = moved_layers(model, shape, job.software, layout, mine)
+    away = moved_bytes(model, shape, job.software, layout, mine)
+    loaded = [
+        max((m.each_bytes for m in moved if (m.recompute is Recompute.FULL) is full), default=0.0)
+        for full in (False, True)
+    ]
+    loaded = [min(size, away) for size in loaded]  # a stage of one layer keeps its input
+    return Kept(plain / chunks, again / chunks, last, output / chunks, away, *loaded)
+
+
+def offloaded_bytes(
+    model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers, rank: int
+) -> float:
+    """Return what the passes in flight on pipeline rank ``rank`` have given away, at most."""
+    if not layout.offload.fraction:
+        return 0.0
+    micro_batches = layout.micro_batches(job.global_batch)
+    passes = max(count for _, count in _passes(layout, micro_batches, rank, False))
+    return passes * kept_bytes(model, job, layout, mine).moved
 
 
 def _passes(layout: Layout, micro_batches: int, rank: int, lazy: bool) -> list[tuple[bool, int]]:
@@ -103,6 +134,11 @@ def _passes(layout: Layout, micro_batches: int, rank: int, lazy: bool) -> list[t
     return [(False, most), (True, later)]
 
 
+def _loss_follows(layout: Layout, mine: StageLayers) -> bool:
+    """Whether every pass of the rank ends in the loss, so that its last layer never leaves."""
+    return mine.head and chunks_of(layout) == 1
+
+
 def moments(
     model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers, rank: int
 ) -> list[Moment]:
@@ -112,7 +148,9 @@ def moments(
     lazy = job.software.lazy_gradients
     found = [Moment(LOADED, not lazy, 0.0, 0.0)]
     for gradients, passes in _passes(layout, micro_batches, rank, lazy):
-        others = (passes - 1) * kept.total
+        others = (passes - 1) * kept.resident
+        if passes > 1 and not _loss_follows(layout, mine):  # its last store is under way
+            others += kept.loaded
         first = gradients or not lazy
         for name, own, working in _backward(model, job, layout, mine, kept, first):
             found.append(Moment(name, gradients, others + own, working))
@@ -139,16 +177,23 @@ def _backward(
     if mine.head:
         table, waiting = head_gathered_bytes(model, shape, software, layout)
         loss = loss_working_bytes(model, shape, software) + table + waiting * repeated
-        found.append((LOSS, kept.total, loss))
+        found.append((LOSS, kept.resident, loss))
     if kept.plain:
+        # its own tensors, which never left in the layer before the loss, and the next layer's
+        ends = _loss_follows(layout, mine)
+        first = min(kept.moved, (1 if ends else 2) * kept.loaded)
+        second = min(kept.moved, 2 * kept.loaded)
+        given_up = kept.last_layer - (0.0 if ends else kept.loaded)
         selective = layer_bytes(model, shape, software, Recompute.NONE, expert) - kept.last_layer
         work = working + weights + max(0.0, selective)
-        found.append((LAYER, kept.total, work))
+        found.append((LAYER, kept.resident + first, work))
         # the layer after it has been reduced; what it kept is free
-        found.append((LAYER, kept.total - kept.last_layer, work + reduced))
+        found.append((LAYER, kept.resident - given_up + second, work + reduced))
     if kept.again:
         whole = layer_bytes(model, shape, software, Recompute.NONE, expert)
         own = layer_bytes(model, shape, software, Recompute.FULL, expert)
         work = working + weights + reduced + whole - own  # its input is kept already
-        found.append((AGAIN, kept.again + kept.output, work))
+        away = layout.offload.fraction * kept.again
+        loaded = min(away, 2 * kept.loaded_again)
+        found.append((AGAIN, kept.again + kept.output - away + loaded, work))
     return found

@@ -6,12 +6,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
 from planner.memory.estimate import RankMemory, rank_memory
 from planner.memory.host import node_host_bytes
 from planner.memory.interval import Verdict, memory_interval, verdict
 from planner.report.layout import column_table, section
+from planner.report.offload import offload_lines
 from planner.report.words import gib, percent, seconds
 from planner.search.changes import SingleChange
 from planner.spec.cluster import ClusterSpec
@@ -42,6 +44,7 @@ class Checked:
     verdict: Verdict
     host_bytes: float = 0.0
     host_capacity_bytes: float = 0.0
+    notes: tuple[str, ...] = ()  # on what leaves the GPU
 
     @property
     def fullest(self) -> RankMemory:
@@ -63,6 +66,7 @@ def checked(
         return Checked(layout.label(), tuple(problems), (), capacity, Verdict.DOES_NOT_FIT)
     ranks = tuple(rank_memory(model, job, layout, rank, split) for rank in range(layout.pp))
     fullest = max(ranks, key=lambda rank: rank.device)
+    notes = offload_lines(Prices(model, cluster, job), layout, split)
     return Checked(
         layout.label(),
         (),
@@ -71,6 +75,7 @@ def checked(
         verdict(fullest, capacity),
         node_host_bytes(model, cluster, job, layout, split),
         cluster.host.memory_bytes if cluster.host else 0.0,
+        tuple(notes),
     )
 
 
@@ -95,7 +100,7 @@ def _sentence(found: Checked, cluster: ClusterSpec) -> Text:
 def check_report(found: Checked, cluster: ClusterSpec) -> Group:
     """Return the verdict; of a layout that does not start, every rule it breaks."""
     lines = [Text(f"  - {problem}") for problem in found.problems]
-    return Group(_sentence(found, cluster), *lines)
+    return Group(_sentence(found, cluster), *lines, *map(Text, found.notes))
 
 
 def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChange]) -> Group:
@@ -111,6 +116,7 @@ def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChan
         section("Memory of each pipeline rank, GiB", _rank_table(found)),
         Text(),
         Text(peak),
+        *map(Text, found.notes),
     ]
     if found.host_bytes:
         parts.append(Text(_host_sentence(found)))
@@ -163,6 +169,8 @@ def check_json(found: Checked) -> dict[str, object]:
         "layout": found.label,
         "capacity_bytes": found.capacity_bytes,
     }
+    if found.notes:
+        answer["notes"] = list(found.notes)
     if found.ranks:
         low, high = memory_interval(found.fullest)
         answer |= {

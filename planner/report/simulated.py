@@ -22,7 +22,7 @@ WORDS = {
     "expert_parallel": "expert parallel, exposed",
     "pipeline": "pipeline transfers, exposed",
     "data_parallel": "data parallel, exposed",
-    "offload": "offload to the host, exposed",
+    "offload": "offload, exposed",
     "optimizer": "optimizer",
     "bubble": "bubble",
 }

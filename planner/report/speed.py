@@ -30,7 +30,7 @@ CAUSES = {
     "host": "host: kernels wait to be launched",
     "data_parallel": "data-parallel communication, exposed",
     "pipeline_parallel": "transfers between stages, exposed",
-    "offload": "host: optimizer and weights there, exposed",
+    "offload": "offload, exposed",
     "optimizer": "clipping and optimizer",
     "imbalance": "imbalance: the busiest rank above the mean",
     "slow_nodes": "slow nodes",
@@ -48,6 +48,7 @@ class Explained:
     changes: list[SingleChange]
     measured_s: float | None = None
     slow_links: tuple[SlowLink, ...] = ()
+    notes: tuple[str, ...] = ()  # on what leaves the GPU
 
     @property
     def interval_s(self) -> tuple[float, float]:
@@ -80,6 +81,7 @@ def speed_report(found: Explained) -> Group:
     parts: list[RenderableType] = [
         _sentence(found),
         section("From the card's peak to the step", _table(found)),
+        *map(Text, found.notes),
     ]
     if found.measured_s is not None:
         parts += [Text(), _verdict(found, found.measured_s)]
@@ -167,6 +169,8 @@ def speed_json(found: Explained) -> dict[str, object]:
     }
     if found.slow_links:
         answer["slow_links"] = [link._asdict() for link in found.slow_links]
+    if found.notes:
+        answer["notes"] = list(found.notes)
     if found.measured_s is not None:
         answer |= {
             "measured_s": found.measured_s,

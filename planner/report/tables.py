@@ -11,8 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from planner.cost.layer import Prices
 from planner.plan import CandidateRecord, Plan, StageRecord
 from planner.report.layout import column_table, section
+from planner.report.offload import offload_lines
 from planner.report.placement import placement_text
 from planner.report.words import (
     gib,
@@ -40,7 +42,7 @@ CAUSES = {
     "data_parallel": "data-parallel communication, exposed",
     "pipeline": "pipeline bubble and transfers",
     "host": "kernel launches",
-    "offload": "offload to the host, exposed",
+    "offload": "offload, exposed",
     "optimizer": "optimizer",
 }
 
@@ -50,6 +52,7 @@ def plan_report(plan: Plan, saved: Path | None = None, command: str = "") -> Gro
     parts: list[RenderableType] = [
         *_answer(plan),
         section("Where the step goes", _parts_table(plan)),
+        *map(Text, _offload(plan)),
     ]
     if plan.layout.pp > 1:
         parts.append(section("Stages", _stage_table(plan)))
@@ -86,6 +89,11 @@ def search_line(plan: Plan) -> str:
         f"{search.layouts:,} layouts, {search.fitting:,} fit, {search.simulated:,} simulated, "
         f"proved within {percent(search.gap)} of the best, {seconds(search.seconds)}"
     )
+
+
+def _offload(plan: Plan) -> list[str]:
+    prices = Prices(plan.model, plan.cluster, plan.job)
+    return offload_lines(prices, plan.to_layout(), plan.to_split())
 
 
 def _answer(plan: Plan) -> list[RenderableType]:

@@ -1,5 +1,6 @@
 """Numbers and layouts in the words of an answer."""
 
+from planner.layout.layout import Offload, offload_words
 from planner.plan import LayoutRecord, Plan
 from planner.spec.gpu import GpuSpec
 from planner.units import GIB, format_s
@@ -60,6 +61,8 @@ def layout_words(layout: LayoutRecord) -> str:
         what = "optimizer and weights" if layout.offload_weights else "optimizer"
         whole = what if share == 1 else f"{percent(share, 0)} of the {what}"
         parts.append(f"{whole} on the host" + (", delayed" if layout.delayed_update else ""))
+    if layout.offload_fraction:
+        parts.append(offload_words(Offload(layout.offload_fraction, layout.offload_target)))
     return ", ".join(parts)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from planner.cost.layer import Prices
-from planner.layout.layout import Layout, Recompute
+from planner.layout.layout import Layout, Recompute, offload_words
 from planner.memory.estimate import rank_memory
 from planner.plan import (
     PLAIN_FIELDS,
@@ -142,7 +142,7 @@ def build_plan(
 def _simulated(found: Search, shown: list[StepEstimate]) -> tuple[SimulatedRecord, ...]:
     """Return time and memory of the fastest layouts that are not in ``shown``."""
     known = {step.layout for step in shown}
-    others = (step for layout, step in found.steps.items() if layout not in known)
+    others = (step for step in found.steps.values() if step.layout not in known)
     fastest = sorted(others, key=lambda step: step.step_time_s)[:MOST_SIMULATED]
     return tuple(
         SimulatedRecord(
@@ -166,6 +166,8 @@ def layout_record(layout: Layout, step: StepEstimate) -> LayoutRecord:
         shard_gradients=layout.shard.gradients,
         shard_optimizer=layout.shard.optimizer,
         recompute=recompute,
+        offload_fraction=layout.offload.fraction,
+        offload_target=layout.offload.target,
     )
 
 
@@ -217,6 +219,8 @@ def _candidate(step: StepEstimate, best: StepEstimate) -> CandidateRecord:
     slower = 100 * (step.step_time_s / best.step_time_s - 1)
     again = sum(step.split.recomputed or ())
     recomputes = f", recomputes {again} of {sum(step.split.layers)} layers" if again else ""
+    if step.layout.offload.fraction:
+        recomputes += f", {offload_words(step.layout.offload)}"
     return CandidateRecord(
         label=step.layout.label(),
         step_time_s=step.step_time_s,

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, replace
 
 from planner.cost.layer import Prices
-from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.layout import OFFLOAD_TARGETS, Layout, Offload, Recompute, Shard
 from planner.layout.rules import layout_problems
 from planner.layout.stages import Split
 from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
 from planner.memory.host import host_problems
+from planner.memory.room import offload_refusals
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
 
@@ -93,8 +94,29 @@ def single_changes(
         step_s = estimate_step(prices, other).step_time_s
         saved, slower = now.memory.device - size, step_s - now.step_time_s
         found.append(SingleChange(text, other, size, saved, step_s, slower))
-    fewest = _fewest_recomputed(prices, layout, target, now)
-    return sorted(found + fewest, key=lambda change: change.step_time_s)
+    found += _fewest_recomputed(prices, layout, target, now)
+    if target.offloads:
+        found += _offloaded(prices, layout, now)
+    return sorted(found, key=lambda change: change.step_time_s)
+
+
+def _offloaded(prices: Prices, layout: Layout, now: StepEstimate) -> list[SingleChange]:
+    """Return all movable activations to host memory and to drives, where there is room."""
+    found = []
+    for place in OFFLOAD_TARGETS:
+        away = replace(layout, offload=Offload(1.0, place))
+        if layout.offload.fraction or offload_refusals(
+            prices.model, prices.cluster, prices.job, away, now.split
+        ):
+            continue
+        step = estimate_step(prices, away, now.split)
+        saved, slower = now.memory.device - step.memory.device, step.step_time_s - now.step_time_s
+        if saved >= LEAST_SAVING * now.memory.device:
+            text = f"activations to {'drives' if place == 'ssd' else 'host memory'}"
+            found.append(
+                SingleChange(text, away, step.memory.device, saved, step.step_time_s, slower)
+            )
+    return found
 
 
 def _fewest_recomputed(

@@ -17,7 +17,7 @@ _CAUSES = {
     "data_parallel": "exposed data-parallel communication",
     "pipeline": "pipeline bubble and transfers",
     "host": "kernel launches",
-    "offload": "work on the host",
+    "offload": "offload",
     "optimizer": "the optimizer",
     "compute": "slower kernels (smaller shapes)",
 }
@@ -65,7 +65,10 @@ def family_bests(
     bests, steps = {}, dict(found.steps)
     share = options.budget_s / max(1, len(fitting))
     for kind, members in fitting.items():
-        best, _ = best_first(prices, members, found.limit_bytes, target, 1, share, steps)
+        best, _ = best_first(
+            prices, members, found.limit_bytes, target, 1, share, steps,
+            options.offload and target.offloads,
+        )  # fmt: skip
         if best:
             bests[kind] = best[0]
     return bests

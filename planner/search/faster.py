@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from planner.cost.layer import Prices
-from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.layout import Layout, Offload, Recompute, Shard
 from planner.layout.rules import layout_problems
 from planner.layout.stages import Split
 from planner.memory.estimate import peak_memory
@@ -60,6 +60,8 @@ def _candidates(layout: Layout) -> list[tuple[str, Layout]]:
         back = replace(layout, offload_optimizer=0.0, offload_weights=False, delayed_update=False)
         changes.append(("optimizer on the GPU", back))
         changes.append(("delayed update", replace(layout, delayed_update=True)))
+    if layout.offload.fraction:
+        changes.append(("no offload", replace(layout, offload=Offload())))
     if layout.tp > 1 and not layout.sequence_parallel:
         changes.append(("sequence parallelism", replace(layout, sequence_parallel=True)))
     return changes

@@ -14,6 +14,7 @@ from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
 from planner.search.bound import lower_bounds_s
 from planner.search.hosted import hosted_layouts
+from planner.search.offload import best_offload, frugal_offload
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
 from planner.spec.cluster import ClusterSpec
@@ -23,9 +24,10 @@ from planner.spec.model import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user asks of a search. ``keep_free`` is the share of memory that stays empty.
+    """What the user asks of a search.
 
-    ``offload``: the host's memory may be used where nothing else fits.
+    ``keep_free`` is the share of memory that stays empty; without ``offload`` no activation leaves
+    the GPU, and the host's memory holds no optimizer where nothing else fits.
     """
 
     keep: int = 5
@@ -57,8 +59,32 @@ class Search:
     seconds: float
 
 
-def _frugal(layout: Layout) -> Layout:
-    return replace(layout, recompute=Recompute.FULL)
+def _least_bytes(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    job: JobSpec,
+    layout: Layout,
+    limit: float,
+    offloads: bool,
+) -> float:
+    """Return what the most frugal form of ``layout`` needs; offload only where it must."""
+    needed = peak_memory(model, job, replace(layout, recompute=Recompute.FULL)).device
+    away = frugal_offload(layout, cluster) if offloads and needed > limit else None
+    return needed if away is None else min(needed, peak_memory(model, job, away).device)
+
+
+def fastest_fit(
+    prices: Prices, layout: Layout, limit: float, target: Target, offloads: bool
+) -> StepEstimate | None:
+    """Return ``layout`` with the recompute or, where that pays, the offload that makes it fit."""
+    split = least_recompute(prices.model, prices.job, layout, limit, target.uniform_recompute)
+    step = None if split is None else estimate_step(prices, layout, split)
+    if not offloads or (step is not None and not any(step.split.recomputed or ())):
+        return step
+    away = best_offload(prices, layout, target, limit)
+    if step is None or (away is not None and away.step_time_s < step.step_time_s):
+        return away
+    return step
 
 
 def search(
@@ -72,7 +98,8 @@ def search(
     started = time.monotonic()
     limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
     found = legal_layouts(model, cluster, job, target.problems)
-    needed = [peak_memory(model, job, _frugal(layout)).device for layout in found]
+    offloads = options.offload and target.offloads
+    needed = [_least_bytes(model, cluster, job, layout, limit, offloads) for layout in found]
     if options.offload and (not needed or min(needed) > limit):
         hosted = hosted_layouts(model, cluster, job, target, found, limit)
         found += [layout for layout, _ in hosted]
@@ -85,7 +112,7 @@ def search(
     gap = 0.0
     if options.keep:
         best, gap = best_first(
-            prices, fitting, limit, target, options.keep, options.budget_s, steps
+            prices, fitting, limit, target, options.keep, options.budget_s, steps, offloads
         )
     return Search(
         tuple(best),
@@ -110,6 +137,7 @@ def best_first(
     keep: int,
     budget_s: float,
     steps: dict[Layout, StepEstimate],
+    offloads: bool = False,
 ) -> tuple[list[StepEstimate], float]:
     """Simulate in rising order of the bound; return (best, proved gap of the first).
 
@@ -126,12 +154,10 @@ def best_first(
             return best, max(0.0, 1 - bound / best[0].step_time_s)
         layout = fitting[index]
         if layout not in steps:
-            split = least_recompute(
-                prices.model, prices.job, layout, limit, target.uniform_recompute
-            )
-            if split is None:
+            step = fastest_fit(prices, layout, limit, target, offloads)
+            if step is None:
                 continue
-            steps[layout] = estimate_step(prices, layout, split)
+            steps[layout] = step
         best.append(steps[layout])
         best.sort(key=lambda step: step.step_time_s)
         del best[keep:]

@@ -113,7 +113,8 @@ def improved(
     answer that is slower when simulated is dropped.
     """
     layout = step.layout
-    if layout.pp == 1 or layout.schedule:  # the partition knows the usual schedules only
+    # the partition knows the usual schedules only, and no offload
+    if layout.pp == 1 or layout.schedule or layout.offload.fraction:
         return step, None
     found = partition(partition_problem(prices, layout, limit_bytes), time_limit_s)
     if not found.feasible or not found.layers:

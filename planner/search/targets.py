@@ -18,17 +18,19 @@ Problems = Callable[[ModelSpec, JobSpec, Layout], list[str]]
 class Target:
     """A program that trains a plan.
 
-    ``uniform_recompute``: it recomputes the same number of layers on every stage.
+    ``uniform_recompute``: it recomputes the same number of layers on every stage. ``offloads``: it
+    can be told to move activations off the GPU.
     """
 
     name: str
     software: SoftwareSpec
     problems: Problems | None
     uniform_recompute: bool
+    offloads: bool = False
 
 
 TARGETS = {
-    "torch": Target("torch", TORCH_LAUNCHER, torch_target_problems, False),
+    "torch": Target("torch", TORCH_LAUNCHER, torch_target_problems, False, True),
     "megatron": Target("megatron", MEGATRON_CORE, megatron_problems, True),
 }
 

@@ -28,6 +28,7 @@ from planner.schedule.kinds import Kind, chunks_of, kind_of, schedule_name, stag
 from planner.schedule.passes import Order
 from planner.simulate.held_back import weight_delay
 from planner.simulate.hops import hops_s
+from planner.simulate.offload import exposed_s
 from planner.simulate.pipeline import PipelineResult, pipeline_time
 from planner.spec.cluster import ClusterSpec
 
@@ -200,6 +201,10 @@ def stage_cost(
             forward = forward.plus(cost.forward)
             backward = backward.plus(cost.backward)
             weight = weight.plus(cost.weight)
+    if layout.offload.fraction:
+        store_s, load_s = exposed_s(prices, layout, stage)
+        forward = forward.plus(Seconds(offload=store_s))
+        backward = backward.plus(Seconds(offload=load_s))
     return StageCost(forward, backward, recompute, weight)
 
 
@@ -358,7 +363,7 @@ def step_interval(step: StepEstimate, cluster: ClusterSpec) -> tuple[float, floa
         low, high = 0.8, 1.5
     # no run here measured the host's part: CPU-Adam of Llama-2-7B took 4 s on a node of 4 A100
     # (DeepSpeed's ZenFlow page), more than twice what its bytes take at the rate of a DGX-2
-    unsure_s = step.parts_s["offload"]
+    unsure_s = step.parts_s["offload"] if step.layout.offload_optimizer else 0.0
     return low * step.step_time_s, high * step.step_time_s + unsure_s
 
 

@@ -94,6 +94,19 @@ class NodeGroup(BaseModel):
         return self
 
 
+class SsdSpec(BaseModel):
+    """The local drives of one node together, as the training job sees them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    capacity_bytes: Bytes
+    write_bytes_per_s: BytesPerS = Field(description="Sequential, all drives of a node together.")
+    read_bytes_per_s: BytesPerS
+    endurance_bytes: Bytes = Field(
+        description="Bytes that all drives of a node may be written in their life (TBW)."
+    )
+
+
 class ClusterSpec(BaseModel):
     """A cluster. ``nodes`` is the default; commands may use fewer."""
 
@@ -115,6 +128,8 @@ class ClusterSpec(BaseModel):
     node_groups: tuple[NodeGroup, ...] = Field(
         (), description="Nodes of several kinds, in the order that the job numbers them."
     )
+
+    ssd: SsdSpec | None = None
     sources: dict[str, str] = Field(default_factory=dict, description="Where each value is from.")
 
     @model_validator(mode="before")

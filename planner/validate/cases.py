@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from planner.errors import PlannerError, SpecError
-from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.layout import Layout, Offload, Recompute, Shard
 from planner.layout.stages import Split, balance_layers
 from planner.model.parameters import layer_parameters
 from planner.spec.cluster import ClusterSpec
@@ -161,13 +161,11 @@ def _usual_shape(row: dict[str, str]) -> Shape | None:
     return gpt_of_size(row.get("model", ""))
 
 
-def _offload(row: dict[str, str]) -> dict[str, float | bool]:
-    """Return what of a row's offload a layout says: optimizer, weights, or nothing."""
+def _hosted(row: dict[str, str]) -> dict[str, float | bool]:
+    """Return what of the optimizer and the weights lies on the host."""
     text = row.get("offload", "")
-    if not text or text == "none":
+    if "optimizer" not in text:
         return {}
-    if "activation" in text:
-        raise Skip(f"offload {text.partition(':')[0]!r} is not estimated yet")
     return {"offload_optimizer": 1.0, "offload_weights": "params" in text}
 
 
@@ -236,6 +234,30 @@ def _recompute(cells: _Cells, defaults: Defaults) -> Recompute:
     return Recompute(text)
 
 
+# Megatron's fine-grained modules; all of them together keep what a layer keeps.
+_MODULES = {
+    "attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm", "expert_fc1", "moe_act",
+}  # fmt: skip
+
+
+def read_offload(row: dict[str, str]) -> Offload:
+    """Return the activations that wait in host memory; Skip for some modules of a layer only.
+
+    ``activations-cpu:40 layers``, ``activations-cpu:25%``, or the modules in brackets.
+    """
+    _, given, amount = row.get("offload", "").partition("activations-cpu")
+    if not given:
+        return Offload()
+    if match := re.search(r"(\d+) layers", amount):
+        return Offload.layers(int(match[1]), int(number(row, "n_layers") or 1))
+    if match := re.search(r"([\d.]+)%", amount):
+        return Offload(min(1.0, float(match[1]) / 100), "host")
+    modules = set(re.findall(r"\w+", amount))
+    if modules and modules != _MODULES:
+        raise Skip(f"offload of {' '.join(sorted(modules))} alone cannot be expressed")
+    return Offload(1.0, "host")
+
+
 def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int) -> Layout:
     """Build the layout of a row; raises Skip where it cannot be expressed."""
     row = cells.row
@@ -268,7 +290,8 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
         tp, cp, pp, vpp, dp, ep, etp, micro_batch, sequence_parallel,
         Shard.zero(stage, dp * cp), _recompute(cells, defaults),
         _SCHEDULES.get(note(row, "schedule"), ""),
-        **_offload(row),  # type: ignore[arg-type]
+        offload=read_offload(row),
+        **_hosted(row),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -284,6 +307,9 @@ def _refuse(row: dict[str, str]) -> None:
     """Raise Skip for what the cost model cannot express at all."""
     if not any(row.get(name) for name in ("tp", "pp", "dp", "zero_stage")):
         raise Skip("no layout is stated")
+    away = row.get("offload", "")
+    if away not in ("", "none") and not re.search("activations-cpu|optimizer|params", away):
+        raise Skip("offload is not estimated yet")
     schedule = note(row, "schedule")
     if schedule and schedule not in _SCHEDULES:
         raise Skip(f"schedule {schedule} cannot be expressed")

@@ -27,21 +27,20 @@ _USUAL_NET = {
 _EFA_NET = {"A100": 400 / 8 / 8}  # p4d: four adapters of 100 Gb/s for eight GPUs
 _LINE_RATE = {"V100": 150, "A100": 300, "A800": 200, "H800": 200, "H100": 450, "H200": 450}
 _LINE_RATE |= {"GB": 900, "B2": 900, "B3": 900, "MI3": 448, "MI25": 50}
-
-
-# Pinned GB/s of one GPU, and memory GB/s of an optimizer on a two-socket host of its time
-# (cluster_specs: dgx-2, dgx-a100, dgx-h100, gb200-nvl72).
-_HOST = {"V100": (12, 115), "A100": (26, 184), "A800": (26, 184), "GB": (200, 461)}
-_USUAL_HOST = (55, 276)
-_HOST_MEMORY = 2048 * GIB
+# Host memory in GiB, pinned GB/s of one GPU, and GB/s of an optimizer on all CPUs of a node: as in
+# cluster_specs of the same GPUs.
+_HOST = {
+    "GB": (960, 200, 461), "V100": (1536, 12.3, 115), "A": (2048, 26, 184), "L": (1024, 26, 184),
+}  # fmt: skip
+_USUAL_HOST = (2048, 55, 276)
 
 
 def _host(gpu: str, gpus_per_node: int) -> HostSpec:
     """Return the usual host of a GPU; of sixteen V100s four share a link (cluster_specs/dgx-2)."""
-    prefixes = [prefix for prefix in _HOST if gpu.startswith(prefix)]
-    link, stream = _HOST[prefixes[0]] if prefixes else _USUAL_HOST
+    found = (values for prefix, values in _HOST.items() if gpu.startswith(prefix))
+    memory, link, stream = next(found, _USUAL_HOST)
     return HostSpec(
-        memory_bytes=_HOST_MEMORY,
+        memory_bytes=memory * GIB,
         gpu_link_bytes_per_s=link * GB,
         link_gpus=4 if gpus_per_node == 16 else 1,
         stream_bytes_per_s=stream * GB,

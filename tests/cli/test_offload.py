@@ -1,67 +1,95 @@
-"""Optimizers, adapters and the host on the command line."""
+"""Activation offload as a user asks for it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.cli.command import planner
 
-JOB = "llama-3-70b --cluster dgx-h100 --nodes 1 --global-batch 64 --seq-len 4096"
-LAYOUT = f"{JOB} --target torch --tp 8 --zero 0"
+JOB = "--cluster dgx-h100 --nodes 1 --global-batch 64 --seq-len 8192 --zero 3 --micro-batch 2"
+ASKED = f"llama-3-8b {JOB} --target torch"
+HOST = "Offload: 50 % of the movable activations in host memory"
 
 
-def test_check_answers_with_the_host_and_without() -> None:
-    without, hosted = (planner(f"check {LAYOUT} {more}") for more in ("", "--offload-optimizer 1"))
+@pytest.mark.parametrize("command", ["check", "explain memory", "explain speed"])
+def test_it_is_asked_for_and_said(command: str) -> None:
+    shown = planner(f"{command} {ASKED} --offload host:50%", columns=400).stdout
 
-    assert (without.exit_code, hosted.exit_code) == (1, 0)
-    assert "offload-optimizer" in hosted.stdout
-
-
-def test_explain_memory_counts_the_bytes_of_the_host() -> None:
-    text = planner(f"explain memory {LAYOUT} --offload-optimizer 1", columns=200).stdout
-    answer = json.loads(planner(f"explain memory {LAYOUT} --offload-optimizer 1 --json").stdout)
-
-    assert "The host of the fullest node holds 1051.5 of its 2048.0 GiB" in text
-    # 16 bytes of each of 70.6 billion parameters
-    assert answer["host_bytes"] == pytest.approx(16 * 70.6e9, rel=0.01)
+    assert HOST in shown
+    assert "GB/s per GPU and" in shown
+    assert "of 1843.2 GiB" in shown
 
 
-def test_explain_speed_names_the_host() -> None:
-    answer = json.loads(planner(f"explain speed {LAYOUT} --offload-optimizer 1 --json").stdout)
-    parts = answer["parts_s"]
+@pytest.mark.parametrize("command", ["check", "explain memory", "explain speed"])
+def test_json_has_it_too(command: str) -> None:
+    plain = json.loads(planner(f"{command} {ASKED} --json").stdout)
+    found = json.loads(planner(f"{command} {ASKED} --offload host:0.5 --json").stdout)
 
-    assert parts["offload"] > 1
-    assert parts["optimizer"] < 0.01
+    assert "notes" not in plain
+    assert found["notes"][0].startswith(HOST)
+    assert "offload-host-50%" in found["layout"]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("--offload-optimizer 0.5", "L34: offload_optimizer=0.5 is not executed"),
-        ("--offload-weights", "offload_weights needs the whole optimizer on the host"),
-        ("--delayed-update", "delayed_update needs an optimizer on the host"),
-    ],
-)
-def test_check_names_what_cannot_run(words: str, said: str) -> None:
-    result = planner(f"check {LAYOUT} {words}", columns=300)
+def test_memory_falls_and_time_is_named() -> None:
+    before, after = (
+        json.loads(planner(f"check {ASKED} {option} --json").stdout)["memory_bytes"]
+        for option in ("", "--offload host")
+    )
+    parts = json.loads(planner(f"explain speed {ASKED} --offload ssd --json").stdout)["parts_s"]
+
+    assert after < 0.7 * before
+    assert parts["offload"] > 0
+
+
+def test_drives_that_do_not_last_are_warned_of() -> None:
+    shown = planner(f"check {ASKED} --offload ssd", columns=400).stdout
+
+    assert "Warning: the drives would be worn out after" in shown
+    assert "months" in shown
+
+
+# option, complaint, exit code
+WRONG = [
+    ("--offload tape", "--offload: 'tape' is not known; write none, host, ssd", 2),
+    ("--offload host:lots", "--offload: 'lots' in 'host:lots' is not a share", 2),
+    ("--offload host:140%", "--offload: '140%' in 'host:140%' is not a share", 2),
+]
+
+
+@pytest.mark.parametrize(("option", "words", "code"), WRONG)
+def test_wrong_words_are_refused(option: str, words: str, code: int) -> None:
+    result = planner(f"check {ASKED} {option}", columns=400)
+
+    assert result.exit_code == code
+    assert words in result.stderr
+
+
+def test_more_than_the_host_holds_does_not_start() -> None:
+    many = ASKED.replace("--seq-len 8192", "--seq-len 524288")
+    result = planner(f"check {many} --offload host", columns=400)
 
     assert result.exit_code == 1
-    assert said in result.stdout
+    assert "which has room for 1843.2 GiB; try a fraction of" in result.stdout
 
 
-def test_an_unknown_optimizer_is_one_clear_error() -> None:
-    result = planner(f"check {LAYOUT} --optimizer adam")
+def test_a_cluster_without_drives_is_told_apart(tmp_path: Path) -> None:
+    result = planner(f"check {ASKED.replace('dgx-h100', 'mi300x')} --offload ssd", columns=400)
 
-    assert result.exit_code == 2
-    assert "--optimizer: 'adam' is not known; use one of adamw, adamw-8bit" in result.stderr
+    assert result.exit_code == 1
+    assert "describes no drives; add ssd to its file" in result.stdout
 
 
-def test_optimizers_and_adapters_change_what_is_needed() -> None:
-    def needed(more: str) -> float:
-        words = f"check {JOB} --target megatron --tp 8 --json {more}"
-        return float(json.loads(planner(words).stdout)["memory_bytes"])
+def test_recommend_writes_it_and_the_lock_holds(tmp_path: Path) -> None:
+    question = "llama-3-8b --cluster dgx-h100 --nodes 1 --global-batch 32 --seq-len 32768"
+    chosen, locked = tmp_path / "chosen.json", tmp_path / "locked.json"
+    shown = planner(f"recommend {question} --target torch -o {chosen}", columns=400)
+    planner(f"recommend {question} --target torch --no-offload -o {locked}")
 
-    sizes = [needed(more) for more in ("", "--optimizer adamw-8bit", "--lora-rank 16")]
-
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[2] < sizes[0] / 3
+    layouts = [json.loads(file.read_text())["layout"] for file in (chosen, locked)]
+    assert layouts[0]["offload_fraction"] > 0
+    assert layouts[1]["offload_fraction"] == 0
+    assert "of the movable activations in host memory" in shown.stdout
+    refused = planner(f"export {chosen} --target megatron -o {tmp_path / 'm'}", columns=400)
+    assert refused.exit_code != 0
+    assert "it is not written for Megatron-LM" in refused.stderr

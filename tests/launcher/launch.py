@@ -26,6 +26,7 @@ class Case:
     steps: int = 2
     save: Path | None = None
     resume: Path | None = None
+    offload: Path | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def launch(cases: Mapping[str, Case], processes: int, directory: Path) -> dict[s
             "dtype": case.dtype,
             "save": str(case.save or ""),
             "resume": str(case.resume or ""),
+            "offload": str(case.offload or ""),
         }
         for name, case in cases.items()
     ]

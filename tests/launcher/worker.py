@@ -41,7 +41,10 @@ class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     plan = parse_plan(case["plan"])
     assert plan_problems(plan) == []
-    options = Options(**case["options"] | {"dtype": getattr(torch, case["dtype"])})
+    chosen = case["options"] | {"dtype": getattr(torch, case["dtype"])}
+    if case["offload"]:
+        chosen |= {"offload_directory": Path(case["offload"]), "least_offload_bytes": 256}
+    options = Options(**chosen)
     job = Job(plan, options, device)
     if case["resume"]:
         checkpoint.resume(job, Path(case["resume"]))
@@ -53,6 +56,7 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {
         "losses": losses,
         "collectives": seen.counts,
+        "offloaded": 0 if job.offloader is None else job.offloader.counts.stored,
         "parameters": sum(parameter.numel() for parameter in job.parameters),
         "local_expert_parameters": sum(local_size(parameter) for parameter in job.experts),
         "local_parameters": sum(local_size(parameter) for parameter in job.parameters),

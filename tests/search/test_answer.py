@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.layout import Layout, Offload, Recompute, Shard
 from planner.layout.rules import layout_problems
 from planner.layout.rules_torch import torch_target_problems
 from planner.plan import CandidateRecord, Plan
@@ -88,7 +88,9 @@ def layout_of(plan: Plan) -> Layout:
     """Read the layout of a plan back."""
     record = plan.layout.model_dump()
     shard = Shard(*(record.pop(f"shard_{part}") for part in ("weights", "gradients", "optimizer")))
-    return Layout(**record | {"shard": shard, "recompute": Recompute(record["recompute"])})
+    offload = Offload(record.pop("offload_fraction"), record.pop("offload_target"))
+    parts = {"shard": shard, "offload": offload, "recompute": Recompute(record["recompute"])}
+    return Layout(**record | parts)
 
 
 @answered
@@ -196,7 +198,9 @@ def test_an_alternative_says_how_much_slower_it_is(question: Question) -> None:
     found = plan(question)
 
     for other in found.alternatives:
-        slower = re.fullmatch(r"([\d.]+)% slower(, recomputes \d+ of \d+ layers)?", other.reason)
+        slower = re.fullmatch(
+            r"([\d.]+)% slower(, recomputes \d+ of \d+ layers)?(, \d+ % of .*)?", other.reason
+        )
 
         assert slower is not None, other.reason
         assert other.step_time_s == pytest.approx(
@@ -240,7 +244,10 @@ def test_recompute_is_full_only_where_every_layer_is_recomputed(question: Questi
 
 def test_a_smaller_gpu_recomputes_more() -> None:
     again = [
-        sum(stage.recompute_layers for stage in plan(ANSWERED[2], keep_free=free).stages)
+        sum(
+            stage.recompute_layers
+            for stage in plan(ANSWERED[2], keep_free=free, offload=False).stages
+        )
         for free in (0.0, 0.7)
     ]
 

@@ -42,7 +42,7 @@ SMALL = layouts_of("small", "dgx-h100", 2)
 SMALL_MOE = layouts_of("small-moe", "dgx-h100", 4)
 PARTS = {
     "compute", "recompute", "tensor_parallel", "context_parallel", "expert_parallel", "host",
-    "data_parallel", "offload", "optimizer", "pipeline",
+    "offload", "data_parallel", "optimizer", "pipeline",
 }  # fmt: skip
 
 

@@ -224,8 +224,9 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"mbs": "64"}, "the global batch does not divide into micro-batches"),
     ({"recompute": "per-op mask"}, "recompute 'per-op mask' cannot be expressed"),
     ({"tp": "mixed"}, "stages with different degrees cannot be expressed"),
-    ({"offload": "activations-cpu:40 layers"}, "offload 'activations-cpu' is not estimated yet"),
     ({"notes": "kind=optimizer;optimizer_s=0.22"}, "it times an optimizer, not a step"),
+    ({"offload": "somewhere"}, "offload is not estimated yet"),
+    ({"offload": "activations-cpu: [moe_act]"}, "offload of moe_act alone cannot be expressed"),
     ({"attention_kind": "hybrid"}, "hybrid attention layers cannot be expressed"),
     ({"task": "qlora"}, "task qlora is not estimated yet"),
     ({"gpu": "TPU v5"}, "GPU 'TPU v5' is not shipped"),
@@ -471,3 +472,23 @@ def test_a_shipped_model_knows_what_rows_have_no_column_for() -> None:
         False,
     )  # hidden / heads, as nothing else is said
     assert other.name == "Qwen3-30B-A3B"
+
+
+MODULES = "expert_fc1 moe_act attn_norm mlp_norm qkv_linear core_attn attn_proj"
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction"),
+    [
+        ("activations-cpu:40 layers", 40 / 95),
+        ("activations-cpu:96 layers", 1.0),
+        ("activations-cpu:25%", 0.25),
+        ("activations-cpu", 1.0),
+        (f"activations-cpu: [{MODULES}]", 1.0),
+    ],
+)
+def test_offloaded_activations_are_a_fraction(text: str, fraction: float) -> None:
+    offload = read_case(gpt(offload=text)).layout.offload
+
+    assert offload.fraction == pytest.approx(fraction)
+    assert offload.target == "host"
