@@ -17,6 +17,11 @@ from planner.spec.model import ModelSpec
 from planner.units import format_bytes, format_s
 
 PLAN_VERSION = 1
+# fields of a layout that its record holds under the same name and in the same form
+PLAIN_FIELDS = (
+    "tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch", "sequence_parallel",
+    "offload_optimizer", "offload_weights", "delayed_update",
+)  # fmt: skip
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -38,6 +43,9 @@ class LayoutRecord(BaseModel):
     shard_gradients: int = Field(1, ge=1)
     shard_optimizer: int = Field(1, ge=1)
     recompute: str = "none"
+    offload_optimizer: float = Field(0, ge=0, le=1, description="Share of the state on the host.")
+    offload_weights: bool = False
+    delayed_update: bool = False
     offload_fraction: float = Field(
         0, ge=0, le=1, description="Of the saved activations that may leave the GPU."
     )
@@ -221,9 +229,8 @@ class Plan(BaseModel):
     def to_layout(self) -> Layout:
         """Return the layout as the rules and the cost model take it."""
         record = self.layout
-        names = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch", "sequence_parallel")
         return Layout(
-            **{name: getattr(record, name) for name in names},
+            **{name: getattr(record, name) for name in PLAIN_FIELDS},
             shard=Shard(record.shard_weights, record.shard_gradients, record.shard_optimizer),
             recompute=Recompute(record.recompute),
             offload=Offload(record.offload_fraction, record.offload_target),

@@ -55,6 +55,20 @@ Away = Annotated[
     typer.Option(help="Activations leave the GPU: none, host, ssd:50%, ...", metavar="WHERE"),
 ]
 Sequence = Annotated[bool, typer.Option(help="Split activations over tensor-parallel ranks.")]
+Optimizer = Annotated[str, typer.Option(help="adamw, adamw-8bit, lamb, muon, ...", metavar="NAME")]
+Adapters = Annotated[
+    int, typer.Option(min=0, help="Rank of LoRA adapters; weights are frozen.", metavar="R")
+]
+Offloaded = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Share of the optimizer's state on the host.", metavar="0-1"),
+]
+OffloadedWeights = Annotated[
+    bool, typer.Option("--offload-weights", help="Weights on the host too, fetched by layer.")
+]
+Delayed = Annotated[
+    bool, typer.Option("--delayed-update", help="The host's update runs behind the next step.")
+]
 Calibrated = Annotated[
     Path | None,
     typer.Option(
@@ -91,6 +105,11 @@ def check(
     zero: Zero = 1,
     recompute: Again = "none",
     sequence_parallel: Sequence = True,
+    optimizer: Optimizer = "adamw",
+    lora_rank: Adapters = 0,
+    offload_optimizer: Offloaded = 0.0,
+    offload_weights: OffloadedWeights = False,
+    delayed_update: Delayed = False,
     offload: Away = "none",
     named: Named = None,
     variables: Set = None,
@@ -101,6 +120,7 @@ def check(
     """Say whether one layout starts and fits: exit 0 yes, 1 no, 3 too close to tell."""
     from planner.cli.check_file import Asked, is_foreign
     from planner.cli.question import Degrees, asked
+    from planner.cli.request import Method
 
     if is_foreign(model):
         given = _stated_twice(ctx)
@@ -115,11 +135,12 @@ def check(
     if named or variables:
         raise SpecError(f"--model and --set go with a launch file; {model!r} is none")
     degrees = Degrees(
-        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel, offload
+        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
+        offload_optimizer, offload_weights, delayed_update, offload,
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
-        profile,
+        Method(optimizer, lora_rank), profile,
     )  # fmt: skip
     found = checked(question.model, question.cluster, question.job, question.layout,
                     question.split, question.problems())  # fmt: skip
@@ -137,8 +158,10 @@ def _stated_twice(ctx: typer.Context) -> set[str]:
         for name in ctx.params
         if str(ctx.get_parameter_source(str(name))).endswith("COMMANDLINE")
     }
-    decided = ("tp", "cp", "pp", "vpp", "ep", "etp", "zero", "recompute", "sequence_parallel",
-               "offload")  # fmt: skip
+    decided = (
+        "tp", "cp", "pp", "vpp", "ep", "etp", "zero", "recompute", "sequence_parallel", "optimizer",
+        "lora_rank", "offload_optimizer", "offload_weights", "delayed_update", "offload",
+    )  # fmt: skip
     wrong = [name for name in (*decided, "target", "precision") if name in typed]
     if wrong:
         names = [f"--{name.replace('_', '-')}: the file decides it; leave it out" for name in wrong]
@@ -177,6 +200,11 @@ def explain_memory(
     zero: Zero = 1,
     recompute: Again = "none",
     sequence_parallel: Sequence = True,
+    optimizer: Optimizer = "adamw",
+    lora_rank: Adapters = 0,
+    offload_optimizer: Offloaded = 0.0,
+    offload_weights: OffloadedWeights = False,
+    delayed_update: Delayed = False,
     offload: Away = "none",
     calibration: Calibrated = None,
     profile: Profiled = None,
@@ -184,13 +212,15 @@ def explain_memory(
 ) -> None:
     """Show where the bytes of one layout go, and the cheapest changes that lower the peak."""
     from planner.cli.question import Degrees, asked
+    from planner.cli.request import Method
 
     degrees = Degrees(
-        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel, offload
+        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
+        offload_optimizer, offload_weights, delayed_update, offload,
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
-        profile,
+        Method(optimizer, lora_rank), profile,
     )  # fmt: skip
     _explain_memory(question, as_json)
 

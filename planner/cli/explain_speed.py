@@ -31,6 +31,11 @@ def explain_speed(
     zero: words.Zero = 1,
     recompute: words.Again = "none",
     sequence_parallel: words.Sequence = True,
+    optimizer: words.Optimizer = "adamw",
+    lora_rank: words.Adapters = 0,
+    offload_optimizer: words.Offloaded = 0.0,
+    offload_weights: words.OffloadedWeights = False,
+    delayed_update: words.Delayed = False,
     offload: words.Away = "none",
     measured: Annotated[
         str | None,
@@ -43,15 +48,17 @@ def explain_speed(
 ) -> None:  # fmt: skip
     """Show what keeps one layout from the card's peak, and the changes that make it faster."""
     from planner.cli.question import Degrees, asked
+    from planner.cli.request import Method
     from planner.report.speed import speed_json, speed_report
 
     measured_s = None if measured is None else option("--measured", _positive_s, measured)
     degrees = Degrees(
-        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel, offload
+        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
+        offload_optimizer, offload_weights, delayed_update, offload,
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
-        profile,
+        Method(optimizer, lora_rank), profile,
     )  # fmt: skip
     found = _explained(question, measured_s)
     if as_json:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.cli.request import (
+    Method,
     chosen_cluster,
     chosen_job,
     chosen_target,
@@ -14,6 +15,7 @@ from planner.errors import LayoutError, SpecError
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rules import layout_problems
 from planner.layout.stages import Split
+from planner.memory.host import host_problems
 from planner.memory.room import offload_refusals
 from planner.plan import Plan
 from planner.search.targets import TARGETS, Target
@@ -38,6 +40,9 @@ class Degrees:
     zero: int = 1
     recompute: str = "none"
     sequence_parallel: bool = True
+    offload_optimizer: float = 0.0
+    offload_weights: bool = False
+    delayed_update: bool = False
     offload: str = "none"
 
     def layout(self, gpus: int) -> Layout:
@@ -55,7 +60,8 @@ class Degrees:
         return Layout(
             self.tp, self.cp, self.pp, self.vpp, dp, self.ep, self.etp, self.micro_batch,
             self.sequence_parallel and self.tp > 1, Shard.zero(self.zero, dp * self.cp),
-            Recompute(self.recompute), offload=offload_named(self.offload),
+            Recompute(self.recompute), "", self.offload_optimizer, self.offload_weights,
+            self.delayed_update, offload_named(self.offload),
         )  # fmt: skip
 
 
@@ -76,7 +82,8 @@ class Question:
         if self.target.problems:
             found += self.target.problems(self.model, self.job, self.layout)
         if not found:
-            found = offload_refusals(self.model, self.cluster, self.job, self.layout, self.split)
+            asked = (self.model, self.cluster, self.job, self.layout, self.split)
+            found = offload_refusals(*asked) or host_problems(*asked)
         return list(dict.fromkeys(found))
 
 
@@ -105,6 +112,7 @@ def asked(
     target: str,
     degrees: Degrees,
     calibration: Path | None = None,
+    method: Method = Method(),
     profile: Path | None = None,
 ) -> Question:
     """Return the question of a model and options, or of a plan file."""
@@ -119,7 +127,7 @@ def asked(
         raise SpecError(f"{name}: is needed, unless a plan file is given" for name in missing)
     spec = load_model(model)
     machines = chosen_cluster(cluster, nodes, profile)
-    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
+    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu, method)
     runner, _ = chosen_target(target, spec, job)
     machines, runner = with_calibration(machines, runner, calibration)
     job = job.model_copy(update={"software": runner.software})

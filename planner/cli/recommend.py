@@ -45,6 +45,13 @@ def recommend(
     target: Annotated[
         str, typer.Option(help="What runs the plan: torch, megatron or auto.", metavar="NAME")
     ] = "auto",
+    optimizer: Annotated[
+        str,
+        typer.Option(help="adamw, adamw-8bit, adamw-bf16, sgd, lamb, muon, ...", metavar="NAME"),
+    ] = "adamw",
+    lora_rank: Annotated[
+        int, typer.Option(min=0, help="Rank of LoRA adapters; weights are frozen.", metavar="R")
+    ] = 0,
     profile: Annotated[
         Path | None,
         typer.Option(help="Measurements of your machine (planner profile).", metavar="FILE"),
@@ -68,7 +75,8 @@ def recommend(
         bool | None,
         typer.Option(
             "--offload/--no-offload",
-            help="Whether activations leave the GPU; by default only where nothing else fits.",
+            help="Whether activations, and the optimizer where nothing else fits, leave the GPU; "
+            "by default only where nothing else fits.",
         ),
     ] = None,
     output: Annotated[
@@ -82,6 +90,7 @@ def recommend(
 ) -> None:
     """Recommend the fastest layout that fits, and say why."""
     from planner.cli.request import (
+        Method,
         chosen_cluster,
         chosen_job,
         chosen_target,
@@ -106,7 +115,8 @@ def recommend(
     check_free(output, force)
     spec = load_model(model)
     machines = chosen_cluster(cluster, nodes, profile, links, mixed=True)
-    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
+    method = Method(optimizer, lora_rank)
+    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu, method)
     runner, why = chosen_target(target, spec, job)
     note(f"target {runner.name}: {why}")
     machines, runner = with_calibration(machines, runner, calibration)

@@ -1,6 +1,6 @@
 """From the words of a command to checked records; every complaint names the option."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.cli.output import note
@@ -14,7 +14,17 @@ from planner.spec.gpu import GpuSpec
 from planner.spec.job import JobSpec
 from planner.spec.machine import apply_profile, cluster_of
 from planner.spec.model import ModelSpec
+from planner.spec.optimizer import OPTIMIZERS
 from planner.spec.profile import load_profile
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How weights are trained: the optimizer, and the rank of adapters beside frozen weights."""
+
+    optimizer: str = "adamw"
+    lora_rank: int = 0
+
 
 NOT_FOR_TRAINING = {"fp32", "tf32", "fp64"}
 
@@ -132,7 +142,12 @@ def with_calibration(
 
 
 def chosen_job(
-    global_batch: int, seq_len: int, precision: str, model: ModelSpec, gpu: GpuSpec
+    global_batch: int,
+    seq_len: int,
+    precision: str,
+    model: ModelSpec,
+    gpu: GpuSpec,
+    method: Method = Method(),
 ) -> JobSpec:
     """Return the job; the GPU must have units for its precision, the model positions for it."""
     problems = []
@@ -146,9 +161,19 @@ def chosen_job(
             f"--seq-len: {seq_len} exceeds the {model.positions} learned positions of "
             f"{model.name}; use at most {model.positions}"
         )
+    if method.optimizer not in OPTIMIZERS:
+        problems.append(
+            f"--optimizer: {method.optimizer!r} is not known; use one of {', '.join(OPTIMIZERS)}"
+        )
     if problems:
         raise SpecError(problems)
-    return JobSpec(global_batch=global_batch, seq_len=seq_len, precision=precision)
+    return JobSpec(
+        global_batch=global_batch,
+        seq_len=seq_len,
+        precision=precision,
+        optimizer=method.optimizer,
+        lora_rank=method.lora_rank,
+    )
 
 
 def chosen_target(name: str, model: ModelSpec, job: JobSpec) -> tuple[Target, str]:

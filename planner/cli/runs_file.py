@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
 from planner.cli.question import Degrees
-from planner.cli.request import chosen_job, chosen_target
+from planner.cli.request import Method, chosen_job, chosen_target
 from planner.errors import PlannerError, SpecError
 from planner.layout.rules import layout_problems
 from planner.spec.cluster import ClusterSpec
@@ -56,6 +56,10 @@ class RunRecord(BaseModel):
     zero: Annotated[int, Field(ge=0, le=3)] = 1
     recompute: str = "none"
     sequence_parallel: bool = True
+    optimizer: str = "adamw"
+    offload_optimizer: Annotated[float, Field(ge=0, le=1)] = 0.0
+    offload_weights: bool = False
+    delayed_update: bool = False
     offload: str = Field("none", description="none, host, ssd, or host:50% of the activations.")
     name: str | None = Field(None, description="How you call the run.")
     note: str | None = Field(None, description="Anything; not read.")
@@ -171,7 +175,8 @@ def _run(record: RunRecord, context: Context, place: str) -> Run:
             )
         cluster = cluster.model_copy(update={"nodes": record.nodes})
     model = load_model(name)
-    job = chosen_job(record.global_batch, record.seq_len, record.precision, model, cluster.gpu)
+    job = chosen_job(record.global_batch, record.seq_len, record.precision, model, cluster.gpu,
+                     Method(record.optimizer))  # fmt: skip
     target, _ = chosen_target(record.target or context.target, model, job)
     job = job.model_copy(update={"software": target.software})
     layout = record.degrees().layout(cluster.gpus)

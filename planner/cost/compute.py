@@ -31,6 +31,12 @@ def half_precision_peak(gpu: GpuSpec) -> float:
     return gpu.peak_flops.get("bf16") or gpu.peak_flops["fp16"]
 
 
+def product_flops_per_s(gpu: GpuSpec) -> float:
+    """FLOP/s of large half-precision products in long runs."""
+    curve = gpu.gemm.get("bf16", DEFAULT_GEMM)
+    return half_precision_peak(gpu) * curve.efficiency * gpu.sustained_fraction
+
+
 def mean_peak(cluster: ClusterSpec) -> float:
     """Dense FLOP/s of one GPU, the mean over the nodes of a mixed cluster."""
     if not cluster.node_groups:

@@ -4,14 +4,17 @@ from dataclasses import dataclass
 from math import ceil
 
 from planner.cost.collectives import Group, collective_s
+from planner.cost.compute import product_flops_per_s
 from planner.layout.layout import Layout
-from planner.layout.local import LocalParameters, sharded_parameters
+from planner.layout.local import LocalParameters, sharded_by_kind
+from planner.model.matrices import newton_schulz_flops
 from planner.spec.cluster import ClusterSpec
-from planner.spec.job import SoftwareSpec
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
+from planner.spec.optimizer import OPTIMIZERS, update_bytes
 
-# Adam reads and writes fp32 weight, momentum and variance (24), reads the gradient (4) and writes
-# the 2-byte weight; clipping reads the gradient once more, zeroing writes it.
-ADAM_BYTES = 24 + 4 + 2
+WEIGHT_COPY_BYTES = 2  # an update writes the weight for the products beside what it keeps
+# clipping reads the gradient once more, zeroing writes it
 CLIP_BYTES_PER_GRADIENT_BYTE = 2
 
 
@@ -84,15 +87,24 @@ def sync_s(
     return dense + expert, max(dense_last, expert_last)
 
 
-def optimizer_s(
-    local: LocalParameters, layout: Layout, software: SoftwareSpec, cluster: ClusterSpec
+def update_s(
+    local: LocalParameters, layout: Layout, job: JobSpec, model: ModelSpec, cluster: ClusterSpec
 ) -> float:
-    """Seconds of clipping and Adam on this rank's share of the optimizer state."""
-    shard, edp = layout.shard, max(1, layout.edp)
-    gradients = local.dense / shard.gradients + local.expert / min(shard.gradients, edp)
-    moved = ADAM_BYTES * sharded_parameters(local, layout)
+    """Seconds of clipping and the optimizer on this rank's share of the state.
+
+    All of it is memory traffic, but for the products of Muon, which the ranks that share a matrix
+    divide among them (arXiv 2502.16982, 2.3; gathering it there is not counted).
+    """
+    software, gpu, edp = job.software, cluster.gpu, max(1, layout.edp)
+    group = layout.shard.gradients
+    gradients = local.dense / group + local.expert / min(group, edp)
+    matrices, others = sharded_by_kind(local, layout)
+    moved = update_bytes(job.optimizer, software.optimizer_bytes, matrices, others)
+    moved += WEIGHT_COPY_BYTES * (matrices + others)
     moved += CLIP_BYTES_PER_GRADIENT_BYTE * software.gradient_bytes * gradients
-    gpu = cluster.gpu
+    products_s = 0.0
+    if OPTIMIZERS[job.optimizer].orthogonalises:
+        products_s = matrices * newton_schulz_flops(model) / product_flops_per_s(gpu)
     if curve := gpu.kernels.get("optimizer"):
-        return curve.overhead_s + moved / curve.bytes_per_s
-    return moved / (gpu.memory_bound_fraction * gpu.hbm_bytes_per_s)
+        return curve.overhead_s + moved / curve.bytes_per_s + products_s
+    return moved / (gpu.memory_bound_fraction * gpu.hbm_bytes_per_s) + products_s

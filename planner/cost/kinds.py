@@ -9,8 +9,9 @@ from typing import NamedTuple
 from planner.cost.layer import Prices, repeated
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import StageLayers
+from planner.model.adapters import trained_backward
 from planner.model.flops import operation_flops
-from planner.model.operations import Collective, Gemm, Operation, backward, is_attention
+from planner.model.operations import Collective, Gemm, Operation, is_attention
 
 
 class Kinds(NamedTuple):
@@ -53,7 +54,7 @@ def block_kinds(prices: Prices, block: str, layout: Layout, recompute: Recompute
     """Return the kinds of one micro-batch of a block (dense, moe, embedding or head)."""
     software = prices.job.software
     operations, core = prices.operations(block, layout)
-    reverse = [part for operation in operations for part in backward(operation, software)]
+    reverse = [part for operation in operations for part in trained_backward(operation, prices.job)]
     again = repeated(operations, core, recompute, software)
     found = _sorted(prices, (*operations, *reverse))
     return found._replace(repeated_flops=sum(operation_flops(one) for one in again))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from planner.cost.collectives import Group, Rows, collective_s
 from planner.cost.compute import attention_s, elementwise_s, gemm_s
 from planner.layout.layout import Layout, Recompute
+from planner.model.adapters import trained_backward, with_adapters
 from planner.model.operations import (
     Attention,
     Collective,
@@ -20,7 +21,6 @@ from planner.model.operations import (
     Operation,
     Shape,
     attention_operations,
-    backward,
     embedding_operations,
     head_operations,
     is_weight_gradient,
@@ -49,7 +49,7 @@ class Seconds(NamedTuple):
     @property
     def total(self) -> float:
         """Seconds of the pass."""
-        return self.compute + self.tp + self.cp + self.ep + self.host + self.dp + self.offload
+        return sum(self)
 
     def plus(self, other: "Seconds", times: float = 1.0) -> "Seconds":
         """Return the sum with ``times`` of another pass."""
@@ -114,7 +114,7 @@ class Prices:
             operations, _ = self.operations(block, layout)
             parts: tuple[list[Operation], list[Operation]] = ([], [])
             for operation in operations:
-                for part in backward(operation, self.job.software):
+                for part in trained_backward(operation, self.job):
                     parts[is_weight_gradient(part)].append(part)
             groups, stalled = _groups(layout, self.cluster), self._stalled_step_s(layout)
             inputs, weights = (self._pass(part, groups, stalled) for part in parts)
@@ -156,7 +156,7 @@ class Prices:
             operations, core = attention_operations(model, shape, software)
             make = moe_operations if block == "moe" else mlp_operations
             operations = operations + make(model, shape, software)
-        return operations, core
+        return with_adapters(operations, self.job), core
 
     def _price(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
         software = self.job.software
@@ -165,8 +165,10 @@ class Prices:
         stalled = self._stalled_step_s(layout)
         graphed = self._graphed(block, operations)
         forward = self._pass(operations, groups, stalled, self._kernels(graphed))
-        reverse = [b for op in operations for b in backward(op, software)]
-        replayed = self._kernels([b for op in graphed for b in backward(op, software)])
+        reverse = [part for one in operations for part in trained_backward(one, self.job)]
+        replayed = self._kernels(
+            [part for one in graphed for part in trained_backward(one, self.job)]
+        )
         again = Seconds()
         if recompute is Recompute.FULL:
             again = forward

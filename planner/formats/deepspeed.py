@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.formats.loose import load_loose, without_holes
+from planner.formats.methods import method_problems
 from planner.formats.setup import (
     Meaning,
     Reading,
@@ -29,7 +30,7 @@ from planner.formats.unsupported import (
     uneven_stages,
 )
 from planner.formats.work import Work
-from planner.layout.layout import Recompute, Shard
+from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.rule import Facts, broken, facts_of
 from planner.layout.rules_deepspeed import RULES
 from planner.spec.software import DEEPSPEED
@@ -172,8 +173,17 @@ def _unpriced(values: Mapping[str, Any], reading: Reading) -> None:
             "adam" not in values.get("optimizer", "adam").lower(),
     }  # fmt: skip
     reading.unpriced += [what for what, present in cases.items() if present]
+    if not values.get("zero", 0) and values.get("offload_optimizer", "none") != "none":
+        reading.silent.append("offload_optimizer does nothing at stage 0")
     if values.get("zero", 0) < 3 and values.get("hpz", 1) > 1:
         reading.silent.append("zero_hpz_partition_size does nothing below stage 3")
+
+
+def _stage(layout: Layout) -> int:
+    """Return the ZeRO stage; on one rank, where all are alike, the one that offload needs."""
+    if not layout.offload_optimizer or layout.dp * layout.cp > 1:
+        return layout.shard.zero_stage()
+    return 3 if layout.offload_weights or layout.offload_optimizer < 1 else 2
 
 
 def write_deepspeed(work: Work) -> str:
@@ -184,6 +194,7 @@ def write_deepspeed(work: Work) -> str:
     facts = Facts(**facts_of(work.model, job, layout))  # type: ignore[arg-type]
     problems = broken(RULES, facts) + rank_order(work, "DeepSpeed") + offloaded(work, "DeepSpeed")
     problems += uneven_stages(work, "DeepSpeed") + partial_recompute(work, "DeepSpeed")
+    problems += method_problems(work, "deepspeed")
     if not whole_group:
         problems.append(f"shards over {shard.optimizer} of {ranks} ranks: DeepSpeed takes all")
     if layout.pp > 1:
@@ -191,8 +202,14 @@ def write_deepspeed(work: Work) -> str:
     if layout.etp > 1 or job.precision not in ("bf16", "fp16"):
         problems.append(f"etp {layout.etp} or precision {job.precision!r} has no setting")
     refuse(problems)
-    zero: dict[str, Any] = {"stage": shard.zero_stage(), "overlap_comm": True,
+    zero: dict[str, Any] = {"stage": _stage(layout), "overlap_comm": True,
                             "contiguous_gradients": True}  # fmt: skip
+    if layout.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if layout.offload_optimizer < 1:
+            zero["offload_optimizer"]["ratio"] = layout.offload_optimizer
+    if layout.offload_weights:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     found: dict[str, Any] = {
         "train_batch_size": job.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,

@@ -6,6 +6,7 @@ Every value is quoted for the shell; what a person named never reaches it as any
 import shlex
 from string import Template
 
+from planner.formats.methods import method_problems
 from planner.formats.pipeline_layout import write_expert_layers, write_stages
 from planner.formats.unsupported import offloaded, rank_order, refuse
 from planner.formats.work import Work
@@ -157,8 +158,13 @@ def _layout(work: Work) -> list[str]:
         words += ["--pipeline-model-parallel-layout", write_stages(counts, work.model.mtp_layers)]
     elif layout.vpp > 1:
         words += ["--num-virtual-stages-per-pipeline-rank", str(layout.vpp)]
-    if layout.shard.optimizer > 1:
+    if layout.shard.optimizer > 1 or layout.offload_optimizer:
         words.append("--use-distributed-optimizer")
+    if layout.offload_optimizer:
+        words += ["--optimizer-cpu-offload", "--use-precision-aware-optimizer"]
+        words += ["--optimizer-offload-fraction", f"{layout.offload_optimizer:g}"]
+        words.append("--overlap-cpu-optimizer-d2h-h2d")
+    if layout.shard.optimizer > 1:
         copies = layout.dp * layout.cp // layout.shard.optimizer
         if copies > 1:
             words += ["--num-distributed-optimizer-instances", str(copies)]
@@ -185,7 +191,7 @@ def _recompute(work: Work) -> list[str]:
 
 def write_megatron(work: Work) -> str:
     """Return ``megatron.sh``; ``LayoutError`` with every reason why Megatron cannot run it."""
-    refuse(megatron_problems_of(work))
+    refuse(megatron_problems_of(work) + method_problems(work, "megatron"))
     lines: list[str] = []
     for word in megatron_arguments(work):
         if word.startswith("--"):

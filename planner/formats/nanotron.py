@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from planner.formats.loose import load_loose, without_holes
+from planner.formats.methods import method_problems
 from planner.formats.setup import Meaning, Reading, Setup, sort_settings, switch, text_of, whole
 from planner.formats.unsupported import (
     offloaded,
@@ -158,6 +159,7 @@ def write_nanotron(work: Work) -> str:
         problems += uneven_stages(work, "nanotron") or [
             f"equal stages: nanotron deals {_stages(model, layout.pp)} layers, by size"
         ]
+    problems += method_problems(work, "nanotron")
     if model.head_dim * model.heads != model.hidden:
         problems.append(f"head_dim={model.head_dim} is not hidden/heads; nanotron has no setting")
     if layout.shard.optimizer not in (1, layout.dp * layout.cp):

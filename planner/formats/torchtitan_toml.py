@@ -3,6 +3,7 @@
 import json
 from string import Template
 
+from planner.formats.methods import method_problems
 from planner.formats.torchtitan import FLAVORS
 from planner.formats.unsupported import offloaded, partial_recompute, rank_order, refuse
 from planner.formats.work import Work
@@ -21,7 +22,7 @@ local_batch_size = $local
 global_batch_size = $batch
 seq_len = $seq_len
 steps = 20
-
+$offload
 [parallelism]
 data_parallel_replicate_degree = $copies
 data_parallel_shard_degree = $shard
@@ -53,7 +54,7 @@ def torchtitan_problems_of(work: Work) -> list[str]:
     ranks = layout.dp * layout.cp
     facts = Facts(**facts_of(work.model, work.job, layout), stages=work.layers)  # type: ignore[arg-type]
     problems = broken(RULES, facts) + rank_order(work, "torchtitan") + offloaded(work, "torchtitan")
-    problems += partial_recompute(work, "torchtitan")
+    problems += partial_recompute(work, "torchtitan") + method_problems(work, "torchtitan")
     if flavor_of(work) is None:
         known = ", ".join(FLAVORS.values())
         problems.append(f"model {work.model.name!r} is no flavor of torchtitan; known: {known}")
@@ -92,6 +93,7 @@ def write_torchtitan(work: Work) -> str:
         local=layout.micro_batch * passes, batch=job.global_batch, seq_len=job.seq_len,
         copies=copies, shard=layout.dp // copies, reshard="never" if zero2 else "default",
         tp=layout.tp, cp=layout.cp, pp=layout.pp, pipeline=_pipeline(work), experts=_experts(work),
+        offload="enable_cpu_offload = true\n" if layout.offload_optimizer else "",
         mode=modes[work.recompute], selective='selective_ac_option = "op"\n' if selective else "",
         compiled=str(job.software.loss == "fused").lower(),
     )  # fmt: skip

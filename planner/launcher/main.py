@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .plan_file import PlanError, PlanFile, read_plan
 from .preflight import plan_problems, world_problems
+from .rules import OPTIMIZERS
 from .saved import job_facts, resume_problems
 
 _GRACE_S = 5.0
@@ -26,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="gloo runs on CPUs; auto takes nccl where CUDA is")  # fmt: skip
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="default: the plan's")
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto",
                         help="of the products; masters are fp32; auto: bf16 on CUDA")  # fmt: skip
     parser.add_argument("--clip", type=float, default=0.0, help="gradient norm limit; 0: none")
@@ -52,7 +53,7 @@ def _problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
     if arguments.save_every > 0 and arguments.checkpoint is None:
         found.append(f"--save-every {arguments.save_every} needs --checkpoint DIR")
     if arguments.checkpoint is not None:
-        facts = job_facts(plan, arguments.seed, arguments.optimizer)
+        facts = job_facts(plan, arguments.seed, arguments.optimizer or plan.optimizer)
         found += resume_problems(arguments.checkpoint, facts)
     if arguments.check:
         return found
@@ -88,7 +89,7 @@ def _train(plan: PlanFile, arguments: argparse.Namespace) -> None:
     options = Options(
         steps=arguments.steps,
         lr=arguments.lr,
-        optimizer=arguments.optimizer,
+        optimizer=arguments.optimizer or plan.optimizer,
         dtype=torch.bfloat16 if bf16 else torch.float32,
         seed=arguments.seed,
         clip=arguments.clip,

@@ -62,7 +62,7 @@ def gradient_norm(
         total = torch.nn.utils.get_total_norm(gradients)
         if isinstance(total, DTensor):
             total = total.full_tensor()
-        squares += total**2
+        squares += total.to(device) ** 2
     if pipeline is not None:
         dist.all_reduce(squares, group=pipeline)
     return squares.sqrt()
@@ -75,4 +75,5 @@ def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, limit: float) -
     for parameter in parameters:
         if parameter.grad is not None:
             gradient = parameter.grad
-            (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor)
+            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            local.mul_(factor.to(local.device))  # gradients may lie on the host

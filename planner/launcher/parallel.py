@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from .dispatch import Dispatch
@@ -19,8 +25,11 @@ def _reshard(layout: LayoutConfig) -> bool | int:
     """Return what FSDP does with gathered weights after the forward pass.
 
     Kept whole (ZeRO-1, ZeRO-2), sharded again (ZeRO-3), or sharded over fewer ranks than the
-    master weights are (the secondary shard of ZeRO++, arXiv 2306.10209).
+    master weights are (the secondary shard of ZeRO++, arXiv 2306.10209). Weights on the host are
+    fetched for each pass.
     """
+    if layout.offload_weights:
+        return True
     if layout.shard_weights in (1, layout.shard_optimizer):
         return layout.shard_weights > 1
     return layout.shard_weights
@@ -64,11 +73,18 @@ class Sharding:
 
     policy: MixedPrecisionPolicy
     reshard: bool | int
+    offload: OffloadPolicy
 
     def apply(self, module: nn.Module, mesh: DeviceMesh, *, keep: bool = False) -> None:
         """Shard ``module``; with ``keep`` it stays whole after the forward pass."""
         reshard = False if keep else self.reshard
-        fully_shard(module, mesh=mesh, mp_policy=self.policy, reshard_after_forward=reshard)
+        fully_shard(
+            module,
+            mesh=mesh,
+            mp_policy=self.policy,
+            reshard_after_forward=reshard,
+            offload_policy=self.offload,
+        )
 
     def apply_to_experts(self, experts: Experts, mesh: DeviceMesh) -> None:
         """Shard ``experts`` over the ranks that hold the same ones."""
@@ -79,6 +95,7 @@ class Sharding:
             mp_policy=self.policy,
             reshard_after_forward=self.reshard,
             shard_placement_fn=lambda weight: place,
+            offload_policy=self.offload,
         )
 
 
@@ -90,7 +107,10 @@ def shard_data(
     Applied for one data-parallel rank too: it is what computes in ``compute_dtype``.
     """
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    sharding, mesh = Sharding(policy, _reshard(layout)), grid.data_mesh
+    # masters, gradients and moments on the host; a layer's weights are copied from there
+    pinned = grid.data_mesh.device_type == "cuda"
+    offload = CPUOffloadPolicy(pin_memory=pinned) if layout.offload_optimizer else OffloadPolicy()
+    sharding, mesh = Sharding(policy, _reshard(layout), offload), grid.data_mesh
     for mixture in _mixtures(stage):
         sharding.apply_to_experts(mixture.experts, expert_data_mesh(grid))
     for block in stage.layers.values():
@@ -130,8 +150,10 @@ def synchronise(root: FSDPModule, layout: LayoutConfig, last: bool) -> None:
     """
     root.set_is_last_backward(last)
     if layout.shard_gradients == 1:
-        root.set_requires_gradient_sync(last)
+        # with the optimizer on the host gradients leave after each pass where nobody shares them
+        streams = layout.offload_optimizer > 0 and layout.dp * layout.cp == 1
+        root.set_requires_gradient_sync(last or streams)
     else:
         root.set_requires_all_reduce(last)
-    if layout.shard_weights == 1:
+    if layout.shard_weights == 1 and not layout.offload_weights:
         root.set_reshard_after_backward(last)

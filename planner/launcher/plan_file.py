@@ -100,6 +100,9 @@ class LayoutConfig:
     shard_gradients: int = 1
     shard_optimizer: int = 1
     recompute: str = "none"
+    offload_optimizer: float = 0.0
+    offload_weights: bool = False
+    delayed_update: bool = False
     offload_fraction: float = 0.0
     offload_target: str = ""
 
@@ -151,6 +154,8 @@ class PlanFile:
     precision: str
     dropout: bool
     gpu: str
+    optimizer: str = "adamw"
+    lora_rank: int = 0
 
     @property
     def micro_batches(self) -> int:
@@ -254,6 +259,8 @@ def parse_plan(document: object) -> PlanFile:
         "precision": reader.value("job.precision", str, ""),
         "dropout": reader.value("job.software.dropout", bool, False),
         "gpu": reader.value("cluster.gpu.name", str, ""),
+        "optimizer": reader.value("job.optimizer", str, "adamw"),
+        "lora_rank": reader.value("job.lora_rank", int, 0),
     }
     if reader.problems or model is None or layout is None:
         raise PlanError(reader.problems)

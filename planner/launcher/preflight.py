@@ -41,6 +41,11 @@ def facts(plan: PlanFile) -> Facts:
         shard_gradients=layout.shard_gradients,
         shard_optimizer=layout.shard_optimizer,
         schedule=plan.schedule,
+        optimizer=plan.optimizer,
+        lora_rank=plan.lora_rank,
+        offload_optimizer=layout.offload_optimizer,
+        offload_weights=layout.offload_weights,
+        delayed_update=layout.delayed_update,
     )
 
 

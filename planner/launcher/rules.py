@@ -49,6 +49,11 @@ class Facts:
     shard_gradients: int
     shard_optimizer: int
     schedule: str = ""  # empty: 1F1B, interleaved where vpp > 1
+    optimizer: str = "adamw"
+    lora_rank: int = 0
+    offload_optimizer: float = 0.0
+    offload_weights: bool = False
+    delayed_update: bool = False
 
     @property
     def micro_batches(self) -> int:
@@ -176,6 +181,8 @@ _FSDP = "torch/distributed/fsdp/_fully_shard"
 _OWN = "planner.launcher"
 
 # Order: first what is not executed at all, then tensor, batch, pipeline and sharding arithmetic.
+OPTIMIZERS = ("adamw", "sgd")  # as train.py builds them
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "L1", f"{_OWN}.experts: no two ranks may route the same token",
@@ -359,6 +366,38 @@ RULES: tuple[Rule, ...] = (
         lambda f: f.schedule == "dualpipe_v" and f.micro_batches < 2 * f.pp,
         lambda f: f"schedule dualpipe_v needs {2 * f.pp} micro-batches for pp={f.pp}, "
         f"not {f.micro_batches}; try zb_v",
+    ),
+    Rule(
+        "L35", f"{_OWN}.optimizer",
+        lambda f: f.optimizer not in OPTIMIZERS,
+        lambda f: f"optimizer={f.optimizer!r} is {_NEVER}; try {' or '.join(OPTIMIZERS)}",
+    ),
+    Rule(
+        "L36", f"{_OWN}: adapters beside frozen weights are simulated only",
+        lambda f: f.lora_rank > 0,
+        lambda f: f"lora_rank={f.lora_rank} is {_NEVER}; try 0",
+    ),
+    Rule(
+        "L37", f"{_FSDP}: CPUOffloadPolicy moves the whole state of a module",
+        lambda f: f.offload_optimizer not in (0, 1),
+        lambda f: f"offload_optimizer={f.offload_optimizer:g} is {_NEVER}; try 0 or 1",
+    ),
+    Rule(
+        "L38", f"{_FSDP}: weights on the host are shards that a layer gathers",
+        lambda f: f.offload_weights and f.shard_weights == 1 and f.dp * f.cp > 1,
+        lambda f: f"offload_weights with shard_weights=1 over {f.dp * f.cp} ranks is {_NEVER}; "
+        f"try shard_weights {f.dp * f.cp} (ZeRO-3)",
+    ),
+    Rule(
+        "L39", f"{_FSDP}: the master weight is the shard that a layer gathers",
+        lambda f: f.offload_optimizer > 0 and f.shard_weights > 1 and not f.offload_weights,
+        lambda f: f"offload_optimizer with shard_weights={f.shard_weights} moves the weights too; "
+        "try offload_weights, or shard_weights 1",
+    ),
+    Rule(
+        "L40", f"{_OWN}.train: the update ends before the next step begins",
+        lambda f: f.delayed_update,
+        lambda f: f"delayed_update is {_NEVER}; try without",
     ),
 )  # fmt: skip
 

@@ -62,7 +62,8 @@ def start(rank_map: tuple[int, ...], backend: str, timeout_s: float) -> Process:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     device = _own_device(int(os.environ["LOCAL_RANK"])) if backend == "nccl" else _CPU
     dist.init_process_group(
-        backend,
+        # gloo reduces what lies on the host: norms of offloaded gradients
+        "cpu:gloo,cuda:nccl" if backend == "nccl" else backend,
         timeout=timedelta(seconds=timeout_s),
         device_id=device if backend == "nccl" else None,
     )

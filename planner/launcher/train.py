@@ -91,8 +91,9 @@ class Job:
         self.stop, self.first_step = stop, 1
         self.grid, self.tied = skeleton.grid, skeleton.tied
         self.stages = list(skeleton.stages.values())
+        home = torch.device("cpu") if plan.layout.offload_optimizer else device
         for stage in self.stages:
-            stage.to_empty(device=device)
+            stage.to_empty(device=home)
             initialise(stage, options.seed, tied_head=plan.model.tied_embeddings)
         self.offloader = self._offloader()
         self.runner = self._runner(skeleton.stages)

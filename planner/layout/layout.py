@@ -76,7 +76,10 @@ class Layout:
     """Degrees of parallelism. ``gpus = tp * cp * dp * pp = etp * ep * edp * pp``.
 
     ``schedule`` names the pipeline's (``schedule.kinds.SCHEDULES``); empty is 1F1B, interleaved
-    where ``vpp > 1``.
+    where ``vpp > 1``. ``offload_optimizer`` is the share of optimizer state and master weights that
+    lies in the host's memory and is updated there (ZeRO-Offload, ATC 21), ``offload_weights`` keeps
+    the weights there too and brings them in layer by layer (ZeRO-Infinity, arXiv 2104.07857),
+    ``delayed_update`` hides the host's update behind the next step.
     """
 
     tp: int = 1
@@ -91,6 +94,9 @@ class Layout:
     shard: Shard = Shard()
     recompute: Recompute = Recompute.NONE
     schedule: str = ""
+    offload_optimizer: float = 0.0
+    offload_weights: bool = False
+    delayed_update: bool = False
     offload: Offload = Offload()
 
     @property
@@ -124,4 +130,9 @@ class Layout:
             parts.append(self.offload.label())
         if self.schedule:
             parts.append(self.schedule)
+        if self.offload_optimizer:
+            share = "" if self.offload_optimizer == 1 else f"{100 * self.offload_optimizer:.3g}%"
+            parts.append(f"offload-optimizer{share}")
+        parts += ["offload-weights"] if self.offload_weights else []
+        parts += ["delayed-update"] if self.delayed_update else []
         return " ".join(parts)

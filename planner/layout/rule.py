@@ -46,6 +46,8 @@ class Facts:
     zero: int = 0
     shard_weights: int = 1
     shard_optimizer: int = 1
+    offload_optimizer: float = 0.0
+    offload_weights: bool = False
     recompute: Recompute = Recompute.NONE
     stages: tuple[int, ...] = ()
     free_stages: bool = False
@@ -96,6 +98,8 @@ def facts_of(model: ModelSpec | None, job: JobSpec | None, layout: Layout) -> di
         "zero": layout.shard.zero_stage(),
         "shard_weights": layout.shard.weights,
         "shard_optimizer": layout.shard.optimizer,
+        "offload_optimizer": layout.offload_optimizer,
+        "offload_weights": layout.offload_weights,
     }
     found |= {name: getattr(layout, name) for name in _LAYOUT_FIELDS}
     if model is not None:

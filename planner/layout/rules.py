@@ -82,6 +82,33 @@ def _pipeline_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[s
     return problems
 
 
+def _offload_problems(cluster: ClusterSpec, layout: Layout) -> list[str]:
+    share, ranks = layout.offload_optimizer, layout.dp * layout.cp
+    problems = []
+    if not 0 <= share <= 1:
+        problems.append(f"offload_optimizer={share:g} is no share; use 0 to 1")
+    if share and cluster.host is None:
+        problems.append(
+            f"offload_optimizer={share:g} needs a host; describe host in the file of "
+            f"{cluster.name!r}"
+        )
+    if layout.offload_weights and share != 1:
+        problems.append(
+            f"offload_weights needs the whole optimizer on the host, offload_optimizer={share:g}; "
+            "use 1"
+        )
+    if layout.offload_weights and 1 == layout.shard.weights < ranks:
+        problems.append(
+            f"offload_weights with shard weights=1 over {ranks} ranks: each would fetch all of "
+            "them; use ZeRO-3"
+        )
+    if layout.offload_weights and layout.pp > 1:
+        problems.append(f"offload_weights excludes a pipeline, pp={layout.pp}; use pp 1")
+    if layout.delayed_update and not share:
+        problems.append("delayed_update needs an optimizer on the host; set offload_optimizer")
+    return problems
+
+
 def layout_problems(
     model: ModelSpec, cluster: ClusterSpec, job: JobSpec, layout: Layout
 ) -> list[str]:
@@ -95,7 +122,7 @@ def layout_problems(
         problems += _divides("seq_len", job.seq_len, "2*cp", 2 * layout.cp)
     problems += _tensor_problems(model, job, layout)
     problems += _expert_problems(model, layout)
-    problems += _shard_problems(layout)
+    problems += _shard_problems(layout) + _offload_problems(cluster, layout)
     if job.global_batch % samples == 0:
         problems += _pipeline_problems(model, job, layout)
     return list(dict.fromkeys(problems))

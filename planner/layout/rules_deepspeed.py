@@ -31,7 +31,19 @@ def _triangle_said(f: Facts) -> str:
 
 
 def _offload_parameters(f: Facts) -> bool:
-    return str(f.options.get("offload_parameters") or "none") != "none" and f.zero != 3
+    stated = str(f.options.get("offload_parameters") or "none") != "none"
+    return (stated or (f.offload_weights and _shared(f))) and f.zero != 3
+
+
+def _shared(f: Facts) -> bool:
+    """Whether a layout has ranks to share with: of one rank all stages are the same layout."""
+    return f.dp * f.cp > 1
+
+
+def _share(f: Facts) -> bool:
+    """D5: a part of the state stays on the GPU with stage 3 only."""
+    stated = float(str(f.options.get("offload_ratio") or 1)) < 1
+    return (stated or (0 < f.offload_optimizer < 1 and _shared(f))) and f.zero != 3
 
 
 def _hpz(f: Facts) -> bool:
@@ -46,8 +58,7 @@ RULES: tuple[Rule, ...] = (
          lambda f: f"ZeRO-{f.zero} excludes a pipeline (pp={f.pp}); try stage 1 or pp 1"),
     Rule("D4", _SEEN, _ZERO, _offload_parameters,
          lambda f: f"offload_param needs stage 3, the stage is {f.zero}; try stage 3"),
-    Rule("D5", _SEEN, _ZERO,
-         lambda f: float(str(f.options.get("offload_ratio") or 1)) < 1 and f.zero != 3,
+    Rule("D5", _SEEN, _ZERO, _share,
          lambda f: f"offload_optimizer.ratio below 1 needs stage 3, the stage is {f.zero}"),
     Rule("D6", _SEEN, "utils/groups.py", _hpz,
          lambda f: divisor("zero_hpz_partition_size", _option(f, "hpz"), "GPUs", f.world)),
@@ -72,4 +83,7 @@ RULES: tuple[Rule, ...] = (
                             "dp*micro_batch")),
     Rule("D15", "DeepSpeed 0.19.8", _CONFIG, lambda f: _option(f, "mics") > 1,
          lambda f: f"mics_shard_size={_option(f, 'mics')}: MiCS was removed; shard over all ranks"),
+    Rule("D16", _SEEN, _ZERO, 
+         lambda f: f.offload_optimizer > 0 and _shared(f) and f.zero == 0,
+         lambda f: f"offload_optimizer needs stage 1 or more, the stage is {f.zero}; try stage 2"),
 )  # fmt: skip

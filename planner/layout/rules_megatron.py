@@ -240,6 +240,8 @@ RULES: tuple[Rule, ...] = (
          lambda f: f"pp={f.pp} does not divide the {len(f.stages)} stages of the layout; "
          f"try pp {near(f.pp, lambda n: len(f.stages) % n == 0, len(f.stages))}"),
     Rule("M34", _RAMP, "core/num_microbatches_calculator.py", _ramp_broken, _ramp_said),
+    Rule("M35", _BOTH, _ARGUMENTS, lambda f: f.offload_weights,
+         lambda f: "weights stay on the GPU; leave out offload_weights"),
 )  # fmt: skip
 
 # What holds for a program around Megatron-Core that fills in the other arguments by itself.

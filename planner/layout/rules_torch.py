@@ -49,5 +49,10 @@ def torch_target_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> lis
         shard_gradients=shard.gradients,
         shard_optimizer=shard.optimizer,
         schedule=layout.schedule,
+        optimizer=job.optimizer,
+        lora_rank=job.lora_rank,
+        offload_optimizer=layout.offload_optimizer,
+        offload_weights=layout.offload_weights,
+        delayed_update=layout.delayed_update,
     )
     return broken_rules(facts)

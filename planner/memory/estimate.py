@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from planner.layout.layout import Layout
-from planner.layout.local import sharded_parameters, stage_local
+from planner.layout.local import sharded_parameters, stage_local, streams_gradients, trained_local
 from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers, together
 from planner.memory.moments import LOADED, STEP, job_shape, moments, offloaded_bytes
 from planner.memory.states import state_bytes
@@ -22,6 +22,7 @@ class RankMemory:
     """Bytes on one pipeline rank at the peak of a step.
 
     ``buffers`` stay for the whole step; ``activations`` are kept for backward passes to come;
+    ``host`` bytes lie in the memory of the node.
     ``working`` is alive only at the ``moment`` of the peak; ``outside`` is context and
     communicators, which torch does not count; ``reserve_share`` of what is allocated is what torch
     reserves beyond it; ``spread`` is what measured runs of the software reserve, as shares of the
@@ -38,6 +39,7 @@ class RankMemory:
     moment: str
     reserve_share: float
     spread: tuple[float, float] = (1.0, 1.0)
+    host: float = 0.0
     offloaded: float = 0.0
 
     @property
@@ -78,6 +80,8 @@ def table_gradient_bytes(
     """Return what the gradient of an embedding takes beyond the rank's own rows of it."""
     if not (software.whole_table_gradient and mine.embedding) or layout.shard.gradients > 1:
         return 0.0
+    if streams_gradients(layout, software):
+        return 0.0
     return software.gradient_bytes * model.vocab * model.hidden * (1 - 1 / layout.tp)
 
 
@@ -105,9 +109,12 @@ def rank_timeline(
     mine = held_layers(model, layout, rank, split)
     shape, software = job_shape(job, layout), job.software
     local = stage_local(model, mine, layout.tp, layout.ep, layout.etp, software)
-    states = state_bytes(local, layout, software)
-    gradients = states.gradients + table_gradient_bytes(model, software, layout, mine)
-    second = software.backward_gradient_bytes * local.total
+    adapters = trained_local(model, job, mine, layout) if job.lora_rank else None
+    states = state_bytes(local, layout, software, job.optimizer, adapters)
+    trained, gradients = adapters or local, states.gradients
+    if adapters is None:
+        gradients += table_gradient_bytes(model, software, layout, mine)
+    second = software.backward_gradient_bytes * trained.total
     buffers = buffer_bytes(model, shape, software, mine.has_experts)
     micro_batches = layout.micro_batches(job.global_batch)
     buffers += receive_bytes(model, shape, software, layout, rank, micro_batches)
@@ -125,16 +132,18 @@ def rank_timeline(
             moment.name,
             software.reserve_share,
             software.memory_spread,
+            states.host,
             offloaded,
         )
         for moment in moments(model, job, layout, mine, rank)
     ]
     # the sharded fp32 weight is updated; what was gathered of it is free
-    weights = 0.0 if software.sharded_master else states.weights
-    working = step_working_bytes(sharded_parameters(local, layout), software)
+    weights = 0.0 if software.sharded_master and adapters is None else states.weights
+    on_gpu = (1 - layout.offload_optimizer) * sharded_parameters(trained, layout)
+    working = step_working_bytes(on_gpu, software)
     step = RankMemory(
         weights, gradients, states.optimizer, buffers, 0.0, working, outside, STEP,
-        software.reserve_share, software.memory_spread, offloaded,
+        software.reserve_share, software.memory_spread, states.host, offloaded,
     )  # fmt: skip
     return (*timeline, step)
 

@@ -57,7 +57,13 @@ def offload_refusals(
     if problems := offload_problems(layout, cluster):
         return problems
     needed = fullest_node_bytes(model, cluster, job, layout, split)
-    if not needed or needed <= (room := room_bytes(layout, cluster)):
+    if not needed:
+        return []
+    room = room_bytes(layout, cluster)
+    if layout.offload_optimizer and layout.offload.target == "host":
+        held = [rank_memory(model, job, layout, rank, split).host for rank in range(layout.pp)]
+        room = max(0.0, room - fullest_node(held, layout, cluster))
+    if needed <= room:
         return []
     what = "drives" if layout.offload.target == "ssd" else "host memory"
     fraction = int(100 * layout.offload.fraction * room / needed) / 100

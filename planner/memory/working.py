@@ -8,7 +8,7 @@ bytes of every rank): residual 0.2 % of the peak on the dense ones.
 from functools import lru_cache
 
 from planner.layout.layout import Layout, Recompute
-from planner.layout.local import padded_vocab
+from planner.layout.local import padded_vocab, streams_gradients
 from planner.memory.activations import attention_bytes, layer_bytes
 from planner.model.operations import Shape
 from planner.model.parameters import layer_parameters
@@ -94,6 +94,20 @@ def loss_working_bytes(model: ModelSpec, shape: Shape, software: SoftwareSpec) -
     return hidden + max(LOSS_BYTES[software.loss] * logits, 2 * logits + 2 * table * model.hidden)
 
 
+def _fetched(layout: Layout) -> bool:
+    """Whether a layer's weights come when it needs them, from other ranks or from the host."""
+    return layout.shard.weights > 1 or layout.offload_weights
+
+
+def _by_layer(layout: Layout, software: SoftwareSpec) -> bool:
+    """Whether gradients are reduced, or leave for the host, as soon as a layer has them."""
+    if layout.pp > 1:
+        return False
+    return layout.shard.gradients > 1 or (
+        software.sharded_master and streams_gradients(layout, software)
+    )
+
+
 def gathered_bytes(
     model: ModelSpec, shape: Shape, software: SoftwareSpec, layout: Layout, moe_layer: bool
 ) -> tuple[float, float]:
@@ -102,11 +116,11 @@ def gathered_bytes(
     Weights of the layer at work and of the one being prefetched (ZeRO-3); the gradient of the layer
     before. Nothing under a pipeline, which keeps both.
     """
-    if layout.shard.gradients == 1 or layout.pp > 1:
+    if not (_by_layer(layout, software) or layout.offload_weights):
         return 0.0, 0.0
     whole = layer_parameters(model, moe_layer)
     local = (whole.total - whole.experts) / shape.tp + whole.experts / (shape.ep * shape.etp)
-    gathered = 2 * 2 * local if layout.shard.weights > 1 else 0.0
+    gathered = 2 * 2 * local if _fetched(layout) else 0.0
     return gathered, software.reduce_bytes * local
 
 
@@ -118,10 +132,10 @@ def head_gathered_bytes(
     The embedding's gradient was the last one of the micro-batch before; FSDP2 keeps the input of a
     reduction until the next one (torch/distributed/fsdp/_fully_shard, ``reduce_scatter_state``).
     """
-    if layout.shard.gradients == 1 or layout.pp > 1:
+    if not (_by_layer(layout, software) or layout.offload_weights):
         return 0.0, 0.0
     table = padded_vocab(model, shape.tp, software.vocab_multiple) / shape.tp * model.hidden
-    return 2 * table * (layout.shard.weights > 1), software.reduce_bytes * table
+    return 2 * table * _fetched(layout), software.reduce_bytes * table
 
 
 def receive_bytes(

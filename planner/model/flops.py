@@ -21,12 +21,15 @@ def attention_flops_per_token(model: ModelSpec, seq_len: int) -> float:
     return model.layers * 2 * span * model.heads * (key_dim + value_dim)
 
 
-def model_flops_per_token(model: ModelSpec, seq_len: int) -> float:
-    """FLOPs of one token in forward and backward, without recompute."""
+def model_flops_per_token(model: ModelSpec, seq_len: int, frozen: bool = False) -> float:
+    """FLOPs of one token in forward and backward, without recompute.
+
+    ``frozen``: weights have no gradients, 4 FLOPs for each instead of 6; adapters do not count.
+    """
     matrices = active_parameters(model) - model.positions * model.hidden
     if not model.tied_embeddings:
         matrices -= model.vocab * model.hidden
-    return 6 * matrices + 3 * attention_flops_per_token(model, seq_len)
+    return (4 if frozen else 6) * matrices + 3 * attention_flops_per_token(model, seq_len)
 
 
 def operation_flops(operation: Operation) -> float:

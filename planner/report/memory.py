@@ -10,6 +10,7 @@ from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
 from planner.memory.estimate import RankMemory, rank_memory
+from planner.memory.host import node_host_bytes
 from planner.memory.interval import Verdict, memory_interval, verdict
 from planner.report.layout import column_table, section
 from planner.report.offload import offload_lines
@@ -31,13 +32,18 @@ COMPONENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One layout on one cluster: the memory of every pipeline rank, and what that means."""
+    """One layout on one cluster: the memory of every pipeline rank, and what that means.
+
+    ``host_bytes`` lie in the memory of the fullest node, which has ``host_capacity_bytes``.
+    """
 
     label: str
     problems: tuple[str, ...]
     ranks: tuple[RankMemory, ...]
     capacity_bytes: float
     verdict: Verdict
+    host_bytes: float = 0.0
+    host_capacity_bytes: float = 0.0
     notes: tuple[str, ...] = ()  # on what leaves the GPU
 
     @property
@@ -61,7 +67,16 @@ def checked(
     ranks = tuple(rank_memory(model, job, layout, rank, split) for rank in range(layout.pp))
     fullest = max(ranks, key=lambda rank: rank.device)
     notes = offload_lines(Prices(model, cluster, job), layout, split)
-    return Checked(layout.label(), (), ranks, capacity, verdict(fullest, capacity), tuple(notes))
+    return Checked(
+        layout.label(),
+        (),
+        ranks,
+        capacity,
+        verdict(fullest, capacity),
+        node_host_bytes(model, cluster, job, layout, split),
+        cluster.host.memory_bytes if cluster.host else 0.0,
+        tuple(notes),
+    )
 
 
 def check_sentence(found: Checked, cluster: ClusterSpec) -> str:
@@ -103,9 +118,19 @@ def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChan
         Text(peak),
         *map(Text, found.notes),
     ]
+    if found.host_bytes:
+        parts.append(Text(_host_sentence(found)))
     if changes:
         parts.append(section("Single changes that lower the peak, cheapest first", _table(changes)))
     return Group(*parts)
+
+
+def _host_sentence(found: Checked) -> str:
+    return (
+        f"The host of the fullest node holds {gib(found.host_bytes)} of its "
+        f"{gib(found.host_capacity_bytes)} GiB: the offloaded optimizer, fp32 gradients on their "
+        "way to it, and offloaded weights."
+    )
 
 
 def _rank_table(found: Checked) -> Table:
@@ -153,6 +178,9 @@ def check_json(found: Checked) -> dict[str, object]:
             "memory_low_bytes": low,
             "memory_high_bytes": high,
         }
+        if found.host_bytes:
+            answer |= {"host_bytes": found.host_bytes,
+                       "host_capacity_bytes": found.host_capacity_bytes}  # fmt: skip
     return answer
 
 

@@ -17,12 +17,12 @@ WORDS = {
     "weight_gradient": "weight gradients",
     "recompute": "recompute",
     "host": "host, too slow to issue kernels",
-    "offload": "activation offload",
     "tensor_parallel": "tensor parallel, exposed",
     "context_parallel": "context parallel, exposed",
     "expert_parallel": "expert parallel, exposed",
     "pipeline": "pipeline transfers, exposed",
     "data_parallel": "data parallel, exposed",
+    "offload": "offload, exposed",
     "optimizer": "optimizer",
     "bubble": "bubble",
 }

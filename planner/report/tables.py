@@ -43,7 +43,7 @@ CAUSES = {
     "data_parallel": "data-parallel communication, exposed",
     "pipeline": "pipeline bubble and transfers",
     "host": "kernel launches",
-    "offload": "activation offload",
+    "offload": "offload, exposed",
     "optimizer": "optimizer",
 }
 

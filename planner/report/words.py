@@ -56,6 +56,11 @@ def layout_words(layout: LayoutRecord) -> str:
     parts.append(f"micro-batch {layout.micro_batch}")
     if shared := sharding(layout):
         parts.append(shared)
+    if layout.offload_optimizer:
+        share = layout.offload_optimizer
+        what = "optimizer and weights" if layout.offload_weights else "optimizer"
+        whole = what if share == 1 else f"{percent(share, 0)} of the {what}"
+        parts.append(f"{whole} on the host" + (", delayed" if layout.delayed_update else ""))
     if layout.offload_fraction:
         parts.append(offload_words(Offload(layout.offload_fraction, layout.offload_target)))
     return ", ".join(parts)

@@ -8,6 +8,7 @@ from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute, offload_words
 from planner.memory.estimate import rank_memory
 from planner.plan import (
+    PLAIN_FIELDS,
     CandidateRecord,
     EstimateRecord,
     LayoutRecord,
@@ -210,9 +211,8 @@ def layout_record(layout: Layout, step: StepEstimate) -> LayoutRecord:
     recompute = str(layout.recompute)
     if again is not None and again == step.split.layers:
         recompute = str(Recompute.FULL)
-    degrees = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch", "sequence_parallel")
     return LayoutRecord(
-        **{name: getattr(layout, name) for name in degrees},
+        **{name: getattr(layout, name) for name in PLAIN_FIELDS},
         shard_weights=layout.shard.weights,
         shard_gradients=layout.shard.gradients,
         shard_optimizer=layout.shard.optimizer,
@@ -282,10 +282,10 @@ def _candidate(step: StepEstimate, best: StepEstimate) -> CandidateRecord:
 
 
 def _least_bytes(
-    model: ModelSpec, cluster: ClusterSpec, job: JobSpec, target: Target, offload: bool
+    model: ModelSpec, cluster: ClusterSpec, job: JobSpec, target: Target, options: Options
 ) -> float:
     """Return the device memory that the most frugal layout needs."""
-    return search(model, cluster, job, target, Options(keep=0, offload=offload)).least_bytes
+    return search(model, cluster, job, target, replace(options, keep=0)).least_bytes
 
 
 def _no_fit(
@@ -300,7 +300,7 @@ def _no_fit(
 
     def fits(cluster: ClusterSpec, job: JobSpec) -> bool:
         limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
-        return 0 < _least_bytes(model, cluster, job, target, bool(options.offload)) <= limit
+        return 0 < _least_bytes(model, cluster, job, target, options) <= limit
 
     own, *larger = (_more_memory(cluster, gpu, job, fits) for gpu in _gpus_to_try(cluster))
     others = [change for change in (*larger, *_shorter_sequences(cluster, job, fits)) if change]

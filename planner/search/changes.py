@@ -8,6 +8,7 @@ from planner.layout.rules import layout_problems
 from planner.layout.stages import Split
 from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
+from planner.memory.host import host_problems
 from planner.memory.room import offload_refusals
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
@@ -61,6 +62,12 @@ def _candidates(layout: Layout) -> list[tuple[str, Layout | None]]:
         ]
     if layout.tp > 1 and not layout.sequence_parallel:
         changes.append(("sequence parallelism", replace(layout, sequence_parallel=True)))
+    if layout.offload_optimizer < 1:
+        hosted = replace(layout, offload_optimizer=1.0)
+        changes.append(("optimizer on the host", hosted))
+    if not layout.offload_weights:
+        hosted = replace(layout, offload_optimizer=1.0, offload_weights=True)
+        changes.append(("optimizer and weights on the host", hosted))
     return changes
 
 
@@ -78,6 +85,8 @@ def single_changes(
         if other is None or layout_problems(model, prices.cluster, job, other):
             continue
         if target.problems and target.problems(model, job, other):
+            continue
+        if host_problems(model, prices.cluster, job, other):
             continue
         size = peak_memory(model, job, other).device
         if now.memory.device - size < LEAST_SAVING * now.memory.device:

@@ -17,7 +17,7 @@ _CAUSES = {
     "data_parallel": "exposed data-parallel communication",
     "pipeline": "pipeline bubble and transfers",
     "host": "kernel launches",
-    "offload": "activation offload",
+    "offload": "offload",
     "optimizer": "the optimizer",
     "compute": "slower kernels (smaller shapes)",
 }
@@ -43,6 +43,8 @@ def family(layout: Layout, cluster: ClusterSpec) -> str:
     if layout.shard.weights > 1:
         sharded = layout.shard.weights < layout.dp * layout.cp
         parts.append("hybrid sharded data parallel" if sharded else "fully sharded data parallel")
+    if layout.offload_optimizer:
+        parts.append("weights on the host" if layout.offload_weights else "optimizer on the host")
     return " + ".join(parts) or "data parallel"
 
 

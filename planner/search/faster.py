@@ -56,6 +56,10 @@ def _candidates(layout: Layout) -> list[tuple[str, Layout]]:
         changes.append(("no recompute", replace(layout, recompute=Recompute.NONE)))
     if layout.recompute is Recompute.FULL:
         changes.append(("selective recompute", replace(layout, recompute=Recompute.SELECTIVE)))
+    if layout.offload_optimizer:
+        back = replace(layout, offload_optimizer=0.0, offload_weights=False, delayed_update=False)
+        changes.append(("optimizer on the GPU", back))
+        changes.append(("delayed update", replace(layout, delayed_update=True)))
     if layout.offload.fraction:
         changes.append(("no offload", replace(layout, offload=Offload())))
     if layout.tp > 1 and not layout.sequence_parallel:

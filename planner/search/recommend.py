@@ -14,6 +14,7 @@ from planner.layout.space import layouts as legal_layouts
 from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
 from planner.search.bound import lower_bounds_s
+from planner.search.hosted import hosted_layouts
 from planner.search.offload import best_offload, frugal_offload
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
@@ -26,8 +27,9 @@ from planner.spec.model import ModelSpec
 class Options:
     """What the user asks of a search.
 
-    ``keep_free`` is the share of memory that stays empty; activations leave the GPU wherever that
-    pays with ``offload``, never with False; None is for where nothing fits without.
+    ``keep_free`` is the share of memory that stays empty. With ``offload`` activations leave the
+    GPU wherever that pays, and the host holds the optimizer where nothing else fits; with False
+    neither; None is for where nothing fits without.
     """
 
     keep: int = 5
@@ -103,6 +105,10 @@ def search(
     found = legal_layouts(model, cluster, job, target.problems, options.limits, target.schedules)
     offloads = bool(options.offload) and target.offloads
     needed = [_least_bytes(model, cluster, job, layout, limit, offloads) for layout in found]
+    if options.offload and (not needed or min(needed) > limit):
+        hosted = hosted_layouts(model, cluster, job, target, found, limit)
+        found += [layout for layout, _ in hosted]
+        needed += [size for _, size in hosted]
     fitting = [layout for layout, size in zip(found, needed, strict=True) if size <= limit]
     least = min(range(len(found)), key=needed.__getitem__, default=None)
     prices = Prices(model, cluster, job)

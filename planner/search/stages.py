@@ -6,7 +6,7 @@ import numpy as np
 
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute
-from planner.layout.local import layer_local, stage_local
+from planner.layout.local import LocalParameters, layer_local, layer_trained, stage_local
 from planner.layout.stages import Split, StageLayers, stage_layers
 from planner.memory.activations import layer_bytes
 from planner.memory.estimate import (
@@ -47,8 +47,12 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
         return {m: layer_bytes(model, shape, software, recompute, m) for m in none}
 
     static = {
-        moe: state_bytes(layer_local(model, moe, *degrees), layout, software).total for moe in none
-    }
+        moe: state_bytes(
+            layer_local(model, moe, *degrees), layout, software, job.optimizer,
+            layer_trained(model, job, moe, layout) if job.lora_rank else None,
+        ).total
+        for moe in none
+    }  # fmt: skip
     stages = stage_layers(model, layout.pp * layout.vpp)
     ends = [StageLayers(0, 0, stage.embedding, stage.head) for stage in stages]
     micro_batches = layout.micro_batches(job.global_batch)
@@ -67,7 +71,8 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
             + receive_bytes(model, shape, software, layout, rank, micro_batches)
             + max(m.working for m in moments(model, job, layout, last, rank))
         )
-    extra[table[-1, 0]] += table_gradient_bytes(model, software, layout, ends[0])
+    if not job.lora_rank:
+        extra[table[-1, 0]] += table_gradient_bytes(model, software, layout, ends[0])
     passes = kept_moments(order(name, layout.pp, micro_batches, layout.vpp))
     in_flight = np.empty_like(passes)
     in_flight[:, table.ravel()] = passes
@@ -84,7 +89,13 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
         stage_s=np.array([end_s(prices, layout, end) for end in ends]),
         stage_bytes=np.array(
             [
-                state_bytes(stage_local(model, end, *degrees, software), layout, software).total
+                state_bytes(
+                    stage_local(model, end, *degrees, software),
+                    layout,
+                    software,
+                    job.optimizer,
+                    LocalParameters() if job.lora_rank else None,
+                ).total
                 + more
                 for end, more in zip(ends, extra, strict=True)
             ]

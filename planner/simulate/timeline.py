@@ -18,8 +18,14 @@ from planner.simulate.pipeline import PassTimes, pipeline_trace
 from planner.simulate.step import StepCosts, pipeline_arguments, step_costs
 
 COMPUTE, PIPELINE, DATA = "compute", "pipeline transfers", "data parallel"
-STREAMS = (COMPUTE, PIPELINE, DATA)
-TAIL = {"gradient reduction": DATA, "optimizer": COMPUTE, "weight gathering": DATA}
+OFFLOAD = "offload"
+STREAMS = (COMPUTE, PIPELINE, DATA, OFFLOAD)
+TAIL = {
+    "gradient reduction": DATA,
+    "host offload": OFFLOAD,
+    "optimizer": COMPUTE,
+    "weight gathering": DATA,
+}
 EXPOSED = {
     "host": "host",
     "tensor_parallel": "tp",
@@ -99,7 +105,7 @@ def _passes(times: PassTimes) -> list[Slice]:
 
 
 def _tails(step: StepCosts, times: PassTimes) -> list[Slice]:
-    """Return gradient reduction, optimizer and weight gathering of all ranks, three for each."""
+    """Return what follows the passes of all ranks, one slice for each of ``TAIL``."""
     found = []
     for rank, tail in enumerate(step.tails):
         now = float(times.end_s[rank, -1]) + step.stall_s
@@ -163,6 +169,7 @@ def _causes(step: StepCosts, rank: int, transfer_s: float, total_s: float) -> di
     parts = {cause: step.micro_batches * seconds for cause, seconds in parts.items()}
     tail = step.tails[rank]
     parts["data_parallel"] += tail.gradients_s + tail.weights_s
+    parts["offload"] += tail.offload_s
     parts["optimizer"] = tail.update_s
     parts["pipeline"] = transfer_s + step.stall_s
     parts["bubble"] = total_s - sum(parts.values())

@@ -78,11 +78,14 @@ def waterfall(prices: Prices, step: StepEstimate) -> Waterfall:
         "context_parallel": mean.cp,
         "expert_parallel": mean.ep,
         "host": mean.host,
-        "offload": mean.offload,
     }
     parts |= _ends_and_waits(prices, step, costs, mean)
     parts["bubble"] = step.step_time_s - sum(parts.values())
-    flops = model_flops_per_token(prices.model, job.seq_len) * job.global_batch * job.seq_len
+    flops = (
+        model_flops_per_token(prices.model, job.seq_len, job.lora_rank > 0)
+        * job.global_batch
+        * job.seq_len
+    )
     repeated = work.repeated_flops * costs.micro_batches * (layout.gpus // layout.pp)
     return Waterfall(
         parts, step.step_time_s, step.mfu, step.mfu * (1 + repeated / flops), step.peak_flops
@@ -95,7 +98,7 @@ def _ideal(prices: Prices, gpus: int) -> Kinds:
     tokens = job.global_batch * job.seq_len
     peak = gpus * mean_peak(prices.cluster)
     attention = 3 * attention_flops_per_token(prices.model, job.seq_len)
-    products = model_flops_per_token(prices.model, job.seq_len) - attention
+    products = model_flops_per_token(prices.model, job.seq_len, job.lora_rank > 0) - attention
     return Kinds(tokens * products / peak, tokens * attention / peak)
 
 
@@ -129,6 +132,7 @@ def _ends_and_waits(
     return {
         "data_parallel": mean.dp + tail.gradients_s + tail.weights_s,
         "pipeline_parallel": step.step_time_s - without_hops,
+        "offload": mean.offload + tail.offload_s,
         "optimizer": tail.update_s,
         "imbalance": float(pipeline.per_rank_busy_s[busiest]) - mean.total,
         "slow_nodes": costs.stall_s,

@@ -63,6 +63,14 @@ class HostSpec(BaseModel):
 
     memory_bytes: Bytes
     gpu_link_bytes_per_s: BytesPerS = Field(description="Pinned copies, per GPU and direction.")
+    link_gpus: PositiveInt = Field(
+        1, description="GPUs behind one link to the host, a PCIe switch; they share its rate."
+    )
+    stream_bytes_per_s: BytesPerS = Field(
+        110e9,
+        description="Memory traffic of the whole node in an optimizer that runs on its CPUs. "
+        "Default: CPU-Adam on a DGX-2 of 2018 (4.1 G parameters/s; ZeRO-Offload, ATC 21, table 4).",
+    )
 
 
 class NodeGroup(BaseModel):

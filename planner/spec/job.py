@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
+from planner.spec.optimizer import OPTIMIZERS
 from planner.units import MIB
 
 # Bytes of a number in blocks with scales: one fp32 scale per tensor or 128 numbers, one byte for 32
@@ -100,10 +101,22 @@ class SoftwareSpec(BaseModel):
     optimizer_temporary_bytes: float = Field(
         0.0, ge=0, description="Bytes per parameter that an unfused optimizer step allocates."
     )
-    optimizer_bytes: PositiveInt = Field(12, description="fp32 master, momentum, variance.")
+    optimizer_bytes: PositiveInt = Field(
+        12,
+        description="fp32 master, momentum, variance of AdamW; another optimizer (spec.optimizer) "
+        "has its own state in place of the last 8.",
+    )
     reduce_bytes: PositiveInt = Field(4, description="Bytes of a gradient on the wire.")
     reduce_scatter_gradients: bool = Field(
         True, description="ZeRO-1 reduces each gradient only where it is used."
+    )
+    streams_gradients: bool = Field(
+        False,
+        description="Gradients of an optimizer on the host leave the GPU in the backward pass "
+        "(DeepSpeed, FSDP), not from a whole buffer in the optimizer step (Megatron-Core).",
+    )
+    host_weight_bytes: PositiveInt = Field(
+        2, description="Bytes of a weight on its way from the host: 2, or the fp32 one (FSDP)."
     )
     overlap_grad_reduce: bool = Field(True, description="Reduction runs behind the backward pass.")
     reduces_after_pipeline: bool = Field(
@@ -172,7 +185,22 @@ class JobSpec(BaseModel):
     global_batch: PositiveInt
     seq_len: PositiveInt
     precision: str = Field("bf16", description="bf16, fp16, fp8, mxfp8 or nvfp4.")
+    lora_rank: NonNegativeInt = Field(
+        0, description="Rank of the adapters that are trained beside frozen weights; 0: none."
+    )
+    lora_targets: tuple[str, ...] = Field(
+        ("qkv", "projection", "mlp up", "mlp down"),
+        description="Matrices with adapters, by the names of model.matrices.",
+    )
+    optimizer: str = Field("adamw", description=f"One of {', '.join(OPTIMIZERS)}.")
     software: SoftwareSpec = SoftwareSpec()
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in OPTIMIZERS:
+            raise ValueError(f"{name!r} is not known; use one of {', '.join(OPTIMIZERS)}")
+        return name
 
     @property
     def input_bytes(self) -> float:

@@ -89,6 +89,8 @@ TORCH_FSDP = SoftwareSpec(
     lazy_gradients=True,
     sharded_master=True,
     memory_spread=(0.92, 1.1),  # eight runs of torchtitan that state all: 0.92 to 1.07
+    streams_gradients=True,
+    host_weight_bytes=4,
 )
 # DeepSpeed's ZeRO keeps a 2-byte share beside the fp32 one. AdamW is torch's own, unfused: two fp32
 # temporaries (a user's out-of-memory message shows them: tests/data/reports, case-0454).
@@ -98,6 +100,20 @@ DEEPSPEED = TORCH_FSDP.model_copy(
         "sharded_master": False,
         "optimizer_temporary_bytes": 8.0,
         "memory_spread": (0.85, 1.35),
+        "host_weight_bytes": 2,
+    }
+)
+# DeepSpeed of 2020 and 2021 in fp16, as ZeRO-Offload's own runs: attention scores in memory,
+# dropout, DeepSpeed's fused Adam (csrc/adam), 2-byte gradients, the loss of Megatron.
+DEEPSPEED_FP16 = DEEPSPEED.model_copy(
+    update={
+        "name": "deepspeed-fp16",
+        "flash_attention": False,
+        "dropout": True,
+        "loss": "in_place",
+        "gradient_bytes": 2,
+        "optimizer_temporary_bytes": 0.0,
+        "overlap_param_gather": False,
     }
 )
 # The torch launcher of this package: FSDP2, DTensor tensor parallelism, torch pipelining with

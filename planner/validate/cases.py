@@ -20,6 +20,7 @@ from planner.spec.job import JobSpec
 from planner.spec.model import MLASpec, ModelSpec, MoESpec
 from planner.validate.frameworks import Defaults, defaults_for
 from planner.validate.machines import machine
+from planner.validate.shapes import Shape, gpt_of_size
 
 csv.field_size_limit(10**7)
 _YES = {"1", "yes", "true"}
@@ -152,11 +153,35 @@ def _model(fields: Fields, moe: Fields, latent: Fields) -> ModelSpec:
     return ModelSpec.model_validate(dict(fields) | {"moe": experts, "mla": mla})
 
 
+def _usual_shape(row: dict[str, str]) -> Shape | None:
+    """Return the GPT of a row whose source speaks of its size alone: how large, how many FLOP/s."""
+    stated = number(row, "n_layers") or number(row, "hidden")
+    if stated or note(row, "kind") not in ("capacity", "throughput"):
+        return None
+    return gpt_of_size(row.get("model", ""))
+
+
+def _hosted(row: dict[str, str]) -> dict[str, float | bool]:
+    """Return what of the optimizer and the weights lies on the host."""
+    text = row.get("offload", "")
+    if "optimizer" not in text:
+        return {}
+    return {"offload_optimizer": 1.0, "offload_weights": "params" in text}
+
+
 def read_model(cells: _Cells) -> ModelSpec:
     """Build the model of a row from its architecture cells."""
     row = cells.row
-    layers, hidden = cells.need("n_layers"), cells.need("hidden")
-    heads = cells.integer("n_heads", max(1, hidden // 128))
+    shape = _usual_shape(row)
+    if shape is None:
+        layers, hidden = cells.need("n_layers"), cells.need("hidden")
+        heads = cells.integer("n_heads", max(1, hidden // 128))
+    else:
+        layers, hidden = (
+            cells.integer("n_layers", shape.layers),
+            cells.integer("hidden", shape.hidden),
+        )
+        heads = cells.integer("n_heads", shape.heads)
     moe: Fields = ()
     experts = number(row, "n_experts") or 0
     if experts > 1:
@@ -171,7 +196,7 @@ def read_model(cells: _Cells) -> ModelSpec:
     known = _shipped_model(row.get("model", ""))
     if known is not None and _agrees(cells, known):
         return known
-    gated = cells.flag("gated_mlp", True)
+    gated = cells.flag("gated_mlp", shape is None)
     latent = row.get("attention_kind") == "MLA"
     if latent:
         cells.assumed += [f"{key}={value}" for key, value in _LATENT]
@@ -238,7 +263,9 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
     row = cells.row
     if row.get("tp") == "mixed":
         raise Skip("stages with different degrees cannot be expressed")
-    tp, cp, pp = (cells.integer(name, 1) for name in ("tp", "cp", "pp"))
+    inside = min(gpus, int(number(row, "gpus_per_node") or 8))
+    tp = cells.integer("tp", inside if "TP" in row.get("framework", "") else 1)
+    cp, pp = (cells.integer(name, 1) for name in ("cp", "pp"))
     ep, vpp = cells.integer("ep", 1), cells.integer("vpp", 1)
     dp = gpus // (tp * cp * pp)
     if dp < 1 or dp * tp * cp * pp != gpus:
@@ -263,7 +290,8 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
         tp, cp, pp, vpp, dp, ep, etp, micro_batch, sequence_parallel,
         Shard.zero(stage, dp * cp), _recompute(cells, defaults),
         _SCHEDULES.get(note(row, "schedule"), ""),
-        read_offload(row),
+        offload=read_offload(row),
+        **_hosted(row),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -280,14 +308,16 @@ def _refuse(row: dict[str, str]) -> None:
     if not any(row.get(name) for name in ("tp", "pp", "dp", "zero_stage")):
         raise Skip("no layout is stated")
     away = row.get("offload", "")
-    if away not in ("", "none") and not away.startswith("activations-cpu"):
+    if away not in ("", "none") and not re.search("activations-cpu|optimizer|params", away):
         raise Skip("offload is not estimated yet")
     schedule = note(row, "schedule")
     if schedule and schedule not in _SCHEDULES:
         raise Skip(f"schedule {schedule} cannot be expressed")
+    if note(row, "kind") == "optimizer":
+        raise Skip("it times an optimizer, not a step")
     if row.get("attention_kind") == "hybrid":
         raise Skip("hybrid attention layers cannot be expressed")
-    if row.get("task", "pretrain") not in ("", "pretrain", "sft"):
+    if row.get("task", "pretrain") not in ("", "pretrain", "sft", "lora"):
         raise Skip(f"task {row['task']} is not estimated yet")
 
 
@@ -313,7 +343,13 @@ def read_case(row: dict[str, str]) -> Case:
     """Return the case of a row; raises Skip with the reason where there is none."""
     _refuse(row)
     cells = _Cells(row)
-    gpus, seq_len, global_batch = (cells.need(name) for name in ("n_gpus", "seq_len", "gbs"))
+    gpus = cells.need("n_gpus")
+    shape = _usual_shape(row)
+    if shape is None:
+        seq_len, global_batch = cells.need("seq_len"), cells.need("gbs")
+    else:  # how large a GPT a machine holds is asked with the smallest batch
+        seq_len = cells.integer("seq_len", shape.seq_len)
+        global_batch = cells.integer("gbs", gpus * int(number(row, "mbs") or 1))
     defaults = defaults_for(
         row.get("framework", ""),
         row.get("notes", ""),
@@ -347,6 +383,10 @@ def read_case(row: dict[str, str]) -> Case:
         precision=_precision(cells, cluster.gpu),
         software=software,
     )
+    if row.get("task") == "lora":
+        adapters = {"lora_rank": defaults.lora_rank, "lora_targets": defaults.lora_targets}
+        job = job.model_copy(update=adapters)
+        cells.assumed += [f"{name}={value}" for name, value in adapters.items()]
     split = _dealt_stages(model, layout) if software.balanced_stages and layout.pp > 1 else None
     # written to TensorBoard, which in Megatron-LM is open on the last rank (global_vars.py)
     rank = layout.pp - 1 if "golden values" in row.get("notes", "") else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from planner.spec.job import SoftwareSpec
 from planner.spec.software import (
     DEEPSPEED,
+    DEEPSPEED_FP16,
     MEGATRON_2022,
     MEGATRON_CORE,
     MEGATRON_DEEPSPEED,
@@ -25,7 +26,9 @@ class Defaults:
     """What a framework assumes where a row has an empty cell.
 
     ``memory`` is the counter its logs print: allocated, reserved or device. ``selective_share``:
-    its selective recompute repeats whole layers, a share of them that rows do not state.
+    its selective recompute repeats whole layers, a share of them that rows do not state. Adapters
+    of runs with LoRA: rank 32 and all four matrices of a layer are Megatron-Bridge's defaults
+    (peft/lora.py); NeMo 1 has them beside qkv (megatron_gpt_finetuning_config.yaml).
     """
 
     software: SoftwareSpec
@@ -34,6 +37,8 @@ class Defaults:
     sequence_parallel: bool = False
     memory: str = "allocated"
     selective_share: bool = False
+    lora_rank: int = 32
+    lora_targets: tuple[str, ...] = ("qkv", "projection", "mlp up", "mlp down")
 
 
 def _but(software: SoftwareSpec, name: str, **changes: object) -> SoftwareSpec:
@@ -42,6 +47,8 @@ def _but(software: SoftwareSpec, name: str, **changes: object) -> SoftwareSpec:
 
 # First match wins; patterns are searched in the framework cell.
 _TABLE: tuple[tuple[str, Defaults], ...] = (
+    # its paper and its pages checkpoint every layer
+    (r"ZeRO-(3 )?Offload", Defaults(DEEPSPEED_FP16, 2, "full")),
     # performance recipes of NeMo and Bridge: grad_reduce_in_fp32=False
     (
         r"Bridge",
@@ -69,6 +76,7 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
             1,
             "none",
             True,
+            lora_targets=("qkv",),
         ),
     ),
     (r"nanotron", Defaults(NANOTRON, 1, "none", True, "reserved")),

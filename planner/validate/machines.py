@@ -27,13 +27,24 @@ _USUAL_NET = {
 _EFA_NET = {"A100": 400 / 8 / 8}  # p4d: four adapters of 100 Gb/s for eight GPUs
 _LINE_RATE = {"V100": 150, "A100": 300, "A800": 200, "H800": 200, "H100": 450, "H200": 450}
 _LINE_RATE |= {"GB": 900, "B2": 900, "B3": 900, "MI3": 448, "MI25": 50}
-# Host memory in GiB, and GB/s of pinned copies per GPU: as in cluster_specs of the same GPUs.
-_HOST = {"GB": (960, 200), "V100": (1536, 12.3), "A": (2048, 26), "L": (1024, 26)}
+# Host memory in GiB, pinned GB/s of one GPU, and GB/s of an optimizer on all CPUs of a node: as in
+# cluster_specs of the same GPUs.
+_HOST = {
+    "GB": (960, 200, 461), "V100": (1536, 12.3, 115), "A": (2048, 26, 184), "L": (1024, 26, 184),
+}  # fmt: skip
+_USUAL_HOST = (2048, 55, 276)
 
 
-def _host(gpu: str) -> HostSpec:
-    memory, link = next((v for prefix, v in _HOST.items() if gpu.startswith(prefix)), (2048, 55))
-    return HostSpec(memory_bytes=memory * GIB, gpu_link_bytes_per_s=link * GB)
+def _host(gpu: str, gpus_per_node: int) -> HostSpec:
+    """Return the usual host of a GPU; of sixteen V100s four share a link (cluster_specs/dgx-2)."""
+    found = (values for prefix, values in _HOST.items() if gpu.startswith(prefix))
+    memory, link, stream = next(found, _USUAL_HOST)
+    return HostSpec(
+        memory_bytes=memory * GIB,
+        gpu_link_bytes_per_s=link * GB,
+        link_gpus=4 if gpus_per_node == 16 else 1,
+        stream_bytes_per_s=stream * GB,
+    )
 
 
 def _by_prefix(table: dict[str, float] | dict[str, int], gpu: str, default: float) -> float:
@@ -99,7 +110,7 @@ def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int
             ring_step_s=ring_step,
             efficiency=efficiency,
         ),
-        host=_host(gpu_name),
+        host=_host(gpu_name, gpus_per_node),
     )
 
 

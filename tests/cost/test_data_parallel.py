@@ -7,17 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.cost.collectives import Group, collective_s
-from planner.cost.data_parallel import optimizer_s, replicas, shares, sync_s
+from planner.cost.data_parallel import replicas, shares, sync_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.layout.layout import Layout, Shard
 from planner.layout.local import LocalParameters
 from planner.layout.ranks import groups, stride
+from planner.spec.job import JobSpec
 from planner.spec.software import MEGATRON_CORE, NANOTRON
-from tests.properties.strategies import cluster, layouts_of, quick, software
+from tests.properties.strategies import cluster, layouts_of, quick, small, software
 
 DGX = cluster("dgx-h100", 16)
 LOCAL = LocalParameters(1e9, 2e9)
 WHOLE = float("inf")
+JOB = JobSpec(global_batch=64, seq_len=4096, software=MEGATRON_CORE)
+
+
+def adam_s(local: LocalParameters, layout: Layout) -> float:
+    return update_s(local, layout, JOB, small(), DGX)
+
 
 # layout, dense group, expert group
 PLACED = [
@@ -111,19 +118,42 @@ def test_adam_is_bound_by_memory() -> None:
     gpu = DGX.gpu
     rate = gpu.memory_bound_fraction * gpu.hbm_bytes_per_s
 
-    seconds = optimizer_s(LocalParameters(1e9, 0), Layout(), MEGATRON_CORE, DGX)
+    seconds = adam_s(LocalParameters(1e9, 0), Layout())
 
     assert seconds == pytest.approx(1e9 * (30 + 2 * 4) / rate)
+
+
+@pytest.mark.parametrize(
+    ("name", "moved"), [("adamw-8bit", 18 + 1 / 16), ("sgd", 14), ("lamb", 50)]
+)
+def test_an_update_takes_the_bytes_it_moves(name: str, moved: float) -> None:
+    job = JOB.model_copy(update={"optimizer": name})
+    rate = DGX.gpu.memory_bound_fraction * DGX.gpu.hbm_bytes_per_s
+
+    seconds = update_s(LocalParameters(1e9, 0), Layout(), job, small(), DGX)
+
+    assert seconds == pytest.approx(1e9 * (moved + 8) / rate)
+
+
+def test_muon_pays_for_its_products_and_shares_them() -> None:
+    job = JOB.model_copy(update={"optimizer": "muon"})
+    matrices, others = LocalParameters(1e9, 0, 1e9), LocalParameters(1e9, 0, 0)
+    alone, shared = (Layout(dp=8, shard=Shard.zero(zero, 8)) for zero in (0, 1))
+    # small: widths of 2048 and more, so at least 5 * 4 * 2048 FLOPs for each parameter
+    least_s = 1e9 * 5 * 4 * 2048 / DGX.gpu.peak_flops["bf16"]
+
+    assert update_s(matrices, alone, job, small(), DGX) > least_s
+    assert update_s(others, alone, job, small(), DGX) == adam_s(others, alone)
+    assert update_s(matrices, shared, job, small(), DGX) < (
+        update_s(matrices, alone, job, small(), DGX) / 2
+    )
 
 
 @quick
 @given(st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([1, 2, 4, 8]))
 def test_sharded_optimizers_are_faster(dp: int, ep: int) -> None:
     layout = Layout(dp=8 * dp, ep=ep)
-    times = [
-        optimizer_s(LOCAL, replace(layout, shard=Shard.zero(zero, 8 * dp)), MEGATRON_CORE, DGX)
-        for zero in range(4)
-    ]
+    times = [adam_s(LOCAL, replace(layout, shard=Shard.zero(zero, 8 * dp))) for zero in range(4)]
 
     assert times == sorted(times, reverse=True)
     assert times[0] > times[1] or dp * 8 == 1
@@ -135,9 +165,7 @@ def test_experts_share_their_optimizer_only_over_their_copies() -> None:
     alone, sharded = Layout(dp=8, ep=8), Layout(dp=8, ep=8, shard=Shard.zero(1, 8))
 
     assert sharded.edp == 1
-    assert optimizer_s(experts, sharded, MEGATRON_CORE, DGX) == optimizer_s(
-        experts, alone, MEGATRON_CORE, DGX
-    )
+    assert adam_s(experts, sharded) == adam_s(experts, alone)
 
 
 # pp, dp, nodes used: micro-batches x 2 directions x hops x one slow message

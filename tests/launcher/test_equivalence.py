@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from planner.plan import Plan
-from tests.formats.plans import build_plan, gpt, job, llama, neox
+from tests.formats.plans import build_plan, gpt, job, llama, mixtral, neox
 from tests.launcher.launch import Case, launch
 from tests.launcher.reference import reference_losses
 
@@ -38,6 +38,7 @@ TP4: dict[str, Any] = {"tp": 4, "micro_batch": 4}
 TP2: dict[str, Any] = {"tp": 2, "dp": 2, "micro_batch": 2}
 PP_TP: dict[str, Any] = {"pp": 2, "tp": 2, "micro_batch": 4}
 SP: dict[str, Any] = {"sequence_parallel": True}
+HOST: dict[str, Any] = {"offload_optimizer": 1.0}
 HALF: dict[str, Any] = {"shard_weights": 2, "shard_gradients": 2, "shard_optimizer": 2}
 
 ZB_V: dict[str, Any] = {"vpp": 2, "schedule": "zb_v"}
@@ -56,6 +57,15 @@ PLANS: dict[str, Plan] = {
     "tp2 dp2 zero0": build_plan(SMALL, **TP2),
     "tp2 dp2 sp zero1": build_plan(SMALL, **TP2, **SP, zero=1),
     "tp2 dp2 sp zero3": build_plan(SMALL, **TP2, **SP, zero=3),
+    "one rank a stage, optimizer on the host": build_plan(pp=4, micro_batch=2, **HOST),
+    "zero1, optimizer on the host": build_plan(dp=4, zero=1, job_spec=SIXTEEN, **HOST),
+    "zero2, optimizer on the host": build_plan(dp=4, zero=2, job_spec=SIXTEEN, **HOST),
+    "zero3, weights on the host": build_plan(
+        dp=4, zero=3, job_spec=SIXTEEN, offload_weights=True, **HOST
+    ),
+    "tp4, optimizer on the host": build_plan(SMALL, **TP4, **HOST),
+    "tp4, weights on the host": build_plan(SMALL, **TP4, offload_weights=True, **HOST),
+    "experts, optimizer on the host": build_plan(mixtral(layers=2), dp=4, ep=2, zero=1, **HOST),
     "pp4": build_plan(pp=4, micro_batch=2),
     "pp4 uneven": build_plan(pp=4, layers=(0, 2, 2, 0)),
     "pp2 tp2": build_plan(SMALL, **PP_TP),
@@ -81,13 +91,14 @@ PLANS: dict[str, Plan] = {
 }
 # clipping needs the norm over all meshes and stages, each weight counted once
 CLIPPED = (
+    "zero2, optimizer on the host",
     "tp2 dp2 zero0",
     "zb_v gpt pp2 dp2",
     "gpt tp2 dp2 sp",
     "gpt pp2 vpp2 dp2",
     "pp2 tp2 sp recompute",
 )
-WITH_ADAMW = ("zero1", "tp2 dp2 zero0", "gpt pp2 tp2 sp")
+WITH_ADAMW = ("zero1, optimizer on the host", "zero1", "tp2 dp2 zero0", "gpt pp2 tp2 sp")
 IN_BF16 = ("zero3", "gpt tp2 dp2 sp", "pp2 tp2 sp recompute")
 
 CASES = {name: Case(plan) for name, plan in PLANS.items()}
@@ -156,6 +167,8 @@ SENT: dict[str, dict[str, int]] = {
         "all_reduce": 5,
         "allreduce": 4,
     },
+    "zero2, optimizer on the host": {"allgather_base": 7, "reduce_scatter_base": 28},
+    "zero3, weights on the host": {"allgather_base": 44, "reduce_scatter_base": 28},
     "pp4": {"send": 4, "recv": 4},
     "pp2 dp2 zero1": {"send": 4, "recv": 4, "allgather_base": 3, "reduce_scatter_base": 3},
 }

@@ -47,7 +47,14 @@ LEGAL = Facts(
 MOE: dict[str, Any] = {"experts": 8, "expert_ffn_hidden": 48, "shared_ffn_hidden": 32}
 
 # rule, what differs from a legal layout, words of the message
+HOST: dict[str, Any] = {"offload_optimizer": 1.0}
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
+    ("L35", {"optimizer": "lamb"}, "optimizer='lamb'"),
+    ("L36", {"lora_rank": 8}, "lora_rank=8"),
+    ("L37", {"offload_optimizer": 0.5}, "offload_optimizer=0.5"),
+    ("L38", HOST | {"offload_weights": True}, "try shard_weights 4 (ZeRO-3)"),
+    ("L40", HOST | {"delayed_update": True}, "delayed_update"),
+    ("L39", HOST | {"pp": 1, "shard_weights": 4, "shard_gradients": 4}, "moves the weights too"),
     ("L1", MOE | {"sequence_parallel": False}, "experts with tp=2 need sequence_parallel"),
     ("L2", MOE | {"hidden": 516}, "hidden=516 and ffn_hidden/etp=48; both must be multiples of 8"),
     ("L2", MOE | {"expert_ffn_hidden": 40, "etp": 2}, "hidden=512 and ffn_hidden/etp=20"),

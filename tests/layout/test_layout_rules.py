@@ -28,6 +28,7 @@ LEGAL = [
     Layout(tp=2, pp=4, vpp=2, dp=4),
     Layout(tp=16, dp=4),  # twice the key/value heads: each is held twice
     Layout(cp=2, dp=32),
+    Layout(dp=4, offload_optimizer=0.5, delayed_update=True),
     Layout(pp=5, dp=4),  # 16 layers on 5 stages: unequal, but legal
     Layout(pp=4, vpp=3),  # unequal chunks
     Layout(pp=2, vpp=9),  # embedding and head in chunks of their own
@@ -56,6 +57,17 @@ ILLEGAL = [
     (Layout(pp=4, vpp=5), "pp*vpp=20 stages are more than layers=16"),
     (Layout(pp=8, vpp=2, dp=8), "vpp > 1 needs the 4 micro-batches to be a multiple of pp=8"),
     (Layout(ep=2, dp=2), "ep=2 needs a model with experts"),
+    (Layout(offload_optimizer=1.5), "offload_optimizer=1.5 is no share; use 0 to 1"),
+    (Layout(offload_weights=True), "offload_weights needs the whole optimizer on the host"),
+    (
+        Layout(dp=4, offload_optimizer=1, offload_weights=True),
+        "offload_weights with shard weights=1 over 4 ranks: each would fetch all of them",
+    ),
+    (
+        Layout(pp=2, offload_optimizer=1, offload_weights=True),
+        "offload_weights excludes a pipeline",
+    ),
+    (Layout(delayed_update=True), "delayed_update needs an optimizer on the host"),
 ]
 
 

@@ -54,6 +54,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
      {"options": {"offload_modules": "core_attn,qkv_linear"}}, "mlp cannot"),
     ("M19", {"options": {"optimizer_offload": True}},
      {"options": {"optimizer_offload": True, "precise": True}}, "precision-aware"),
+    ("M35", {"offload_optimizer": 1.0, "offload_weights": True}, {"offload_weights": False},
+     "weights stay on the GPU"),
     ("M20", {"options": {"overlap_gather": True, "overlap_reduce": True}},
      {"options": {"overlap_gather": True, "overlap_reduce": True, "distributed_optimizer": True}},
      "--use-distributed-optimizer"),

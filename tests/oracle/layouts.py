@@ -42,6 +42,20 @@ HSDP: dict[str, Any] = {"shard_weights": 4, "shard_gradients": 4, "shard_optimiz
 ALL: dict[str, Any] = {"shard_weights": 8, "shard_gradients": 8, "shard_optimizer": 8}
 HPZ: dict[str, Any] = {"shard_weights": 2, "shard_gradients": 8, "shard_optimizer": 8}
 
+HOST: dict[str, Any] = {"offload_optimizer": 1.0}
+HOST_WEIGHTS: dict[str, Any] = HOST | {"offload_weights": True}
+
+# the optimizer on the host: of what is traced, its state is not on the GPU
+HOSTED: dict[str, Plan] = {
+    "one rank": plan(4, micro_batch=2, **HOST),
+    "one rank, weights too": plan(4, micro_batch=2, **HOST_WEIGHTS),
+    "zero1": plan(32, 1, dp=8, micro_batch=2, **HOST),
+    "zero2": plan(32, 2, dp=8, micro_batch=2, **HOST),
+    "zero3, weights too": plan(32, 3, dp=8, micro_batch=2, **HOST_WEIGHTS),
+    "tp4 sp": plan(4, tp=4, micro_batch=2, **HOST, **SP),
+    "pp4": plan(8, pp=4, micro_batch=2, **HOST),
+}
+
 # two micro-batches of two sequences without a pipeline
 LAYOUTS: dict[str, Plan] = {
     "one rank": plan(4, micro_batch=2),

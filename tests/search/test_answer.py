@@ -66,7 +66,8 @@ refused = pytest.mark.parametrize("question", REFUSED, ids=name)
 
 def ask(question: Question, machines: ClusterSpec, job: JobSpec, **options: Any) -> Plan | NoFit:
     target = TARGETS[question.target]
-    return recommend(model(question.model), machines, job, target, Options(**options))
+    asked = Options(**{"offload": False} | options)
+    return recommend(model(question.model), machines, job, target, asked)
 
 
 @cache
@@ -299,7 +300,7 @@ def test_no_says_what_is_missing(question: Question) -> None:
 def test_no_names_the_smallest_shortfall(question: Question) -> None:
     spec, target = model(question.model), TARGETS[question.target]
     asked = question.job.model_copy(update={"software": target.software})
-    found = search(spec, question.machines, asked, target, Options(keep=0))
+    found = search(spec, question.machines, asked, target, Options(keep=0, offload=False))
 
     assert no(question).needed_bytes == min(found.needed_bytes)
     assert no(question).label == found.least.label() if found.least else False

@@ -9,6 +9,7 @@ from planner.spec.gpu import load_gpu
 
 # name, GPU, GPUs per node, domain, network GB/s of one GPU, latency of the network in us
 SHIPPED = [
+    ("dgx-2", "V100-SXM-32GB", 16, 16, 6.25, 5),
     ("dgx-a100", "A100-SXM-80GB", 8, 8, 25, 5),
     ("dgx-h100", "H100-SXM-80GB", 8, 8, 50, 5),
     ("hgx-h200", "H200-SXM-141GB", 8, 8, 50, 6),
@@ -70,8 +71,8 @@ def test_every_value_has_a_source(name: str) -> None:
     assert stated == cluster.sources.keys()
 
 
-def test_ten_clusters_ship() -> None:
-    assert len(cluster_names()) == 10
+def test_eleven_clusters_ship() -> None:
+    assert len(cluster_names()) == 11
     assert cluster_names() == tuple(sorted(cluster_names()))
 
 
@@ -143,7 +144,7 @@ def test_nodes_need_a_network(tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("dgx-h10", "cluster 'dgx-h10' is not shipped; did you mean 'dgx-h100'?"),
-        ("nothing-like-it", "Give the path of a file, or one of: aws-p5, dgx-a100"),
+        ("nothing-like-it", "Give the path of a file, or one of: aws-p5, dgx-2, dgx-a100"),
         ("folder/c.yaml", "folder/c.yaml: no such file; check the path"),
     ],
 )

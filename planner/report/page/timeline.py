@@ -23,8 +23,8 @@ CAUSE_OF = {
     "cp": "context-parallel",
     "ep": "expert-parallel",
     "host": "kernel launches",
-    "offload": "activation offload",
     "dp": "data-parallel",
+    "offload": "offload",
 }
 
 
