@@ -56,12 +56,16 @@ def unplaced(work: Work, scheduler: str) -> str:
     )
 
 
-def work_of_plan(plan: Plan) -> Work:
-    """Return the job of a plan; LayoutError for a schedule that no target runs."""
-    if plan.to_layout().schedule:
+def work_of_plan(plan: Plan, schedules: tuple[str, ...] = ()) -> Work:
+    """Return the job of a plan; LayoutError for a schedule that its target does not run.
+
+    ``schedules``: what the target runs besides 1F1B and interleaved 1F1B.
+    """
+    if plan.to_layout().schedule not in ("", *schedules):
+        known = ", ".join(("1f1b", "interleaved_1f1b", *schedules))
         raise LayoutError(
-            f"schedule={plan.schedule} is simulated only; no target runs it, export a plan with "
-            "1f1b or interleaved_1f1b"
+            f"schedule={plan.schedule} is not written for this target; export a plan with one of "
+            f"{known}"
         )
     if plan.cluster.node_groups and not plan.hosts:
         raise LayoutError(

@@ -196,7 +196,7 @@ def test_all_problems_of_a_file_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ("recommend tiny-llama", "--cluster"),
+        ("recommend tiny-llama", "--global-batch"),
         (TINY.replace("--nodes 1", "--nodes 0"), "--nodes"),
         (TINY.replace("16", "-16"), "--global-batch"),
         (TINY.replace("64", "long"), "--seq-len"),

@@ -10,12 +10,12 @@ from tests.cli.command import planner
 
 JOB = "--cluster dgx-h100 --nodes 2 --global-batch 64 --seq-len 4096"
 LAYOUTS = (
-    "--tp 8",
-    "--tp 4 --micro-batch 2",
+    "--tp 8 --micro-batch 8",
+    "--tp 4 --micro-batch 4",
     "--zero 1 --recompute full",
     "--pp 4 --recompute full",
     "--tp 2 --pp 2 --recompute full",
-    "--cp 2 --tp 4",
+    "--cp 2 --tp 4 --micro-batch 8",
 )
 HEADER = "name,nodes,global_batch,seq_len,tp,cp,pp,micro_batch,zero,recompute,step_time_s,note"
 

@@ -7,7 +7,7 @@ import pytest
 from planner.plan import Plan
 from planner.spec.files import load
 from planner.spec.huggingface import load_model
-from tests.cli.command import planner, tiny_plan
+from tests.cli.command import TINY, planner, tiny_plan
 from tests.formats.plans import build_plan
 
 
@@ -66,11 +66,22 @@ def test_an_unknown_target_is_answered_with_the_known_ones(plan_file: Path, tmp_
     )
 
 
-def test_what_the_target_cannot_run_is_refused(plan_file: Path, tmp_path: Path) -> None:
-    result = planner("export", plan_file, "--target", "torchtitan", "--output", tmp_path / "b")
+# locks of the search, and why torchtitan cannot run the plan
+REFUSED = [
+    ("--pp 1", "no flavor of torchtitan"),
+    ("--pp 2 --vpp 2", "schedule=zb_v is not written for this target"),
+]
+
+
+@pytest.mark.parametrize(("locks", "why"), REFUSED)
+def test_what_the_target_cannot_run_is_refused(locks: str, why: str, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    planner(f"{TINY} {locks} --output", plan)
+
+    result = planner("export", plan, "--target", "torchtitan", "--output", tmp_path / "b")
 
     assert result.exit_code == 2
-    assert "no flavor of torchtitan" in result.stderr
+    assert why in result.stderr
     assert not (tmp_path / "b").exists()
 
 

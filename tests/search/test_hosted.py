@@ -25,7 +25,7 @@ ONE_NODE = cluster("dgx-h100")
 def found(name: str, target: str = "torch", machines: ClusterSpec = ONE_NODE) -> Search:
     runner = TARGETS[target]
     asked = job(64, 4096, software=runner.software)
-    return search(model(name), machines, asked, runner, Options(keep=3, budget_s=5.0))
+    return search(model(name), machines, asked, runner, Options(keep=3, budget_s=5.0, offload=True))
 
 
 def test_a_model_that_fits_stays_on_its_gpus() -> None:
