@@ -331,6 +331,14 @@ def _precision(cells: _Cells, gpu: GpuSpec) -> str:
     return precision
 
 
+def _optimizer(row: dict[str, str]) -> str:
+    """Return the optimizer that the notes or the name of a run speak of, else AdamW."""
+    said = f"{row.get('notes', '')} {row.get('model', '')}".lower()
+    if re.search(r"8-bit adam|adam 8-?bit|adamw-8bit", said):
+        return "adamw-8bit"
+    return "muon" if re.search(r"\bmuon\b|_muon\b", said) else "adamw"
+
+
 def _dealt_stages(model: ModelSpec, layout: Layout) -> Split:
     """Return the stages of a framework that deals blocks to stages by their size."""
     kinds = [model.is_moe_layer(layer) for layer in range(model.layers)]
@@ -381,6 +389,7 @@ def read_case(row: dict[str, str]) -> Case:
         global_batch=global_batch,
         seq_len=seq_len,
         precision=_precision(cells, cluster.gpu),
+        optimizer=_optimizer(row),
         software=software,
     )
     if row.get("task") == "lora":

@@ -492,3 +492,16 @@ def test_offloaded_activations_are_a_fraction(text: str, fraction: float) -> Non
 
     assert offload.fraction == pytest.approx(fraction)
     assert offload.target == "host"
+
+
+@pytest.mark.parametrize(
+    ("cells", "optimizer"),
+    [
+        ({}, "adamw"),
+        ({"notes": "sweep=a;8-bit Adam;kept for ranking"}, "adamw-8bit"),
+        ({"model": "gpt3_moe_mcore_te_ep8_resume_torch_dist_dist_muon"}, "muon"),
+        ({"notes": "trained by a team of Muonio"}, "adamw"),
+    ],
+)
+def test_the_optimizer_that_a_run_speaks_of(cells: dict[str, str], optimizer: str) -> None:
+    assert read_case(gpt(**cells)).job.optimizer == optimizer
