@@ -49,6 +49,19 @@ def _but(software: SoftwareSpec, name: str, **changes: object) -> SoftwareSpec:
 _TABLE: tuple[tuple[str, Defaults], ...] = (
     # its paper and its pages checkpoint every layer
     (r"ZeRO-(3 )?Offload", Defaults(DEEPSPEED_FP16, 2, "full")),
+    # NVIDIA's submissions: Megatron-Core on NeMo, cuDNN attention, 2-byte gradients
+    (
+        r"MLPerf",
+        Defaults(_but(MEGATRON_CORE, "mlperf", gradient_bytes=2, reduce_bytes=2), 1, "none", True),
+    ),
+    # NeMo Automodel is FSDP2 and DTensor on Hugging Face models, not Megatron-Core
+    (r"Automodel", Defaults(_but(TORCH_FSDP, "automodel", moe_sends_once=True), 3)),
+    # AMD's Primus runs Megatron-LM or torchtitan and logs what hipMemGetInfo says is in use
+    (r"Primus.*titan", Defaults(_but(TORCH_FSDP, "primus-titan"), 3, "selective", True, "device")),
+    (
+        r"Primus",
+        Defaults(_but(MEGATRON_CORE, "primus", loss="in_place"), 1, "none", True, "device"),
+    ),
     # performance recipes of NeMo and Bridge: grad_reduce_in_fp32=False
     (
         r"Bridge",
@@ -112,6 +125,32 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
             _but(TORCH_FSDP, "llm-foundry", flash_version=1, loss="kernel"), 3, memory="reserved"
         ),
     ),
+    # InternEvo: FlashAttention 2, fused norm and loss, 2-byte gradients; parallel.zero1 shards the
+    # optimizer over all ranks unless told otherwise (doc/en/parallel.md)
+    (
+        r"InternEvo|InternLM",
+        Defaults(
+            _but(
+                MEGATRON_CORE,
+                "internevo",
+                flash_version=2,
+                gradient_bytes=2,
+                reduce_bytes=2,
+                loss="in_place",
+                dummy_gradients=False,
+                quantised_inputs=False,
+                fused_gradient_accumulation=False,
+                overlap_tp_wgrad=False,
+            ),
+            1,
+            "none",
+            True,
+        ),
+    ),
+    # its distributed recipes set enable_activation_checkpointing and a loss in chunks
+    (r"torchtune", Defaults(_but(TORCH_FSDP, "torchtune", loss="kernel"), 3, "full")),
+    (r"torchao", Defaults(_but(TORCH_FSDP, "torchao"), 3, "selective", True, "reserved")),
+    (r"OneFlow|LiBai", Defaults(_but(MEGATRON_2022, "oneflow"))),
     (r"DeepSpeed|ZeRO-2", Defaults(DEEPSPEED, 2)),
     # --selective_checkpointing names the share of blocks (fms_fsdp/config/training.py)
     (r"fms", Defaults(TORCH_FSDP, 3, memory="reserved", selective_share=True)),

@@ -23,9 +23,17 @@ class Known(NamedTuple):
     memory: str
 
 
-# every framework cell of the public files of measured runs
+# every framework cell of the public files of measured runs, and of others like them
 CELLS = [
     Known("Megatron-Bridge", "bridge", 1, "none", True, "allocated"),
+    Known("MLPerf NeMo", "mlperf", 1, "none", True, "allocated"),
+    Known("NeMo-Automodel", "automodel", 3, "none", False, "allocated"),
+    Known("Primus (Megatron-LM)", "primus", 1, "none", True, "device"),
+    Known("Primus (torchtitan)", "primus-titan", 3, "selective", True, "device"),
+    Known("InternEvo", "internevo", 1, "none", True, "allocated"),
+    Known("torchtune", "torchtune", 3, "full", False, "allocated"),
+    Known("torchao", "torchao", 3, "selective", True, "reserved"),
+    Known("OneFlow", "oneflow", 0, "none", False, "allocated"),
     Known("Megatron-Core with MoE Parallel Folding", "", 1, "none", True, "allocated"),
     Known("Megatron-Core 5D without folding", "", 1, "none", True, "allocated"),
     Known("NeMo", "nemo", 1, "none", True, "allocated"),
