@@ -16,6 +16,7 @@ _USUAL_NET = {
     "H100": 50.0,
     "H800": 50.0,
     "H200": 50.0,
+    "H20": 50.0,
     "B200": 50.0,
     "B300": 100.0,
     "GB200": 50.0,
@@ -25,7 +26,15 @@ _USUAL_NET = {
     "L4": 50 / 8 / 8,
 }
 _EFA_NET = {"A100": 400 / 8 / 8}  # p4d: four adapters of 100 Gb/s for eight GPUs
-_LINE_RATE = {"V100": 150, "A100": 300, "A800": 200, "H800": 200, "H100": 450, "H200": 450}
+_LINE_RATE = {
+    "V100": 150,
+    "A100": 300,
+    "A800": 200,
+    "H800": 200,
+    "H100": 450,
+    "H200": 450,
+    "H20": 450,
+}
 _LINE_RATE |= {"GB": 900, "B2": 900, "B3": 900, "MI3": 448, "MI25": 50}
 # Host memory in GiB, pinned GB/s of one GPU, and GB/s of an optimizer on all CPUs of a node: as in
 # cluster_specs of the same GPUs.
