@@ -71,7 +71,9 @@ MEGATRON_CORE = SoftwareSpec(
     dummy_gradients=True,
     quantised_inputs=True,
     overlap_pipeline=True,
-    memory_spread=(0.88, 1.2),  # 152 runs of Megatron-LM's tests and Megatron-Bridge
+    # 43 runs on B200 lie within 1 % of what is allocated (tests/memory), where torch reserved 3 to
+    # 9 % more; 10 of Megatron-Bridge and NeMo, which state less, at 0.87 to 1.12
+    memory_spread=(0.88, 1.12),
 )
 # torch FSDP and its users: FlashAttention 2 behind SDPA, 2-byte gradients on the wire, gradients
 # added by a kernel of their own, gathered sequence-parallel inputs kept (torch DTensor).
