@@ -6,7 +6,7 @@ they were fitted with.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
@@ -24,7 +24,8 @@ FACTORS = {
     "host_time": "host time to issue one operator",
 }
 LEAST, MOST = 1 / 4, 4.0  # beyond that the runs are not what the file says
-_SHARES = ("efficiency", "all_to_all_efficiency", "p2p_efficiency")
+_SHARES = ("efficiency", "gather_efficiency", "all_to_all_efficiency", "p2p_efficiency")
+_Curve = TypeVar("_Curve", bound=CollectiveCurve)
 
 
 def _readable(version: int) -> int:
@@ -132,7 +133,7 @@ def _calibrated_gpu(gpu: GpuSpec, factors: dict[str, float]) -> GpuSpec:
     )
 
 
-def _faster(curve: CollectiveCurve, speed: float) -> CollectiveCurve:
+def _faster(curve: _Curve, speed: float) -> _Curve:
     """Return a curve whose times by size shrink; the start of a kernel does not."""
     return curve.model_copy(
         update={
@@ -144,4 +145,7 @@ def _faster(curve: CollectiveCurve, speed: float) -> CollectiveCurve:
 
 def _calibrated_net(net: ScaleOutSpec, speed: float) -> ScaleOutSpec:
     shares = {name: min(1.0, getattr(net, name) * speed) for name in _SHARES}
-    return net.model_copy(update=shares)
+    curves = {
+        kind: tuple(_faster(curve, speed) for curve in own) for kind, own in net.collectives.items()
+    }
+    return net.model_copy(update={**shares, "collectives": curves})

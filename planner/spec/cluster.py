@@ -14,7 +14,7 @@ from pydantic import (
 
 from planner.errors import SpecError
 from planner.spec.files import load, shipped, shipped_or_file
-from planner.spec.gpu import Bytes, BytesPerS, GpuSpec, Seconds
+from planner.spec.gpu import Bytes, BytesPerS, GpuSpec, GroupCurve, Seconds
 from planner.spec.gpu import load_gpu as load_gpu  # a cluster and its GPU are read together
 from planner.spec.nodes import Host, NodeLinks
 
@@ -52,8 +52,18 @@ class ScaleOutSpec(BaseModel):
         3e-6, description="Time of one ring step on top of its bytes: 2.3-8 us on InfiniBand."
     )
     efficiency: float = Field(0.92, gt=0, le=1, description="Share of line rate that rings reach.")
+    gather_efficiency: float = Field(
+        0.82, gt=0, le=1, description="The same of all-gather and reduce-scatter on 400 Gb/s."
+    )
     all_to_all_efficiency: float = Field(0.7, gt=0, le=1)
     p2p_efficiency: float = Field(0.6, gt=0, le=1, description="One pair of GPUs over one NIC.")
+    collectives: dict[str, tuple[GroupCurve, ...]] = Field(
+        default_factory=dict, description="Groups that a profile measured across domains, by kind."
+    )
+
+    def __hash__(self) -> int:
+        """Hash by fabric and rates: the curves are a dictionary, equality still compares them."""
+        return hash((self.fabric, self.nics_per_node, self.nic_bytes_per_s, self.latency_s))
 
 
 class HostSpec(BaseModel):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PRIOR_GEMM = GemmCurve(
     efficiency=0.75, k_half=100, wave_exponent=0.2, overhead_s=4e-6, hbm_fraction=0.7
 )
+REWEIGHTED = 20  # rounds of least squares on the way to least absolute errors
 ELEMENT_BYTES = 2  # of operands and result; quantised products read bf16 and quantise on the way
 
 
@@ -39,8 +40,9 @@ class GemmPoint:
 def fit_collective(ranks: int, points: list[tuple[float, float]]) -> tuple[CollectiveCurve, float]:
     """Fit ``t = alpha + x / beta + gamma sqrt(x)`` to (bus bytes, seconds) pairs.
 
-    No coefficient may be negative, and beta must be there: among the subsets of the three terms
-    the best feasible one is taken. Returns the curve and its median relative error.
+    The sum of absolute relative errors is least: a size that ran during warm-up does not bend the
+    curve. No coefficient may be negative, and beta must be there: among the subsets of the three
+    terms the best feasible one is taken. Returns the curve and its median relative error.
     """
     import numpy as np
 
@@ -52,8 +54,8 @@ def fit_collective(ranks: int, points: list[tuple[float, float]]) -> tuple[Colle
     best, best_error = np.zeros(3), np.inf
     for size in range(1, min(3, len(set(bus_bytes))) + 1):
         for chosen in (subset for subset in combinations(range(3), size) if 1 in subset):
-            found = np.linalg.lstsq(relative[:, chosen], np.ones(len(points)), rcond=None)[0]
-            error = float(np.square(relative[:, chosen] @ found - 1).sum())
+            found = _least_absolute(relative[:, chosen])
+            error = float(np.abs(relative[:, chosen] @ found - 1).sum())
             if (found >= 0).all() and found[chosen.index(1)] > 0 and error < best_error:
                 best, best_error = np.zeros(3), error
                 best[list(chosen)] = found
@@ -64,6 +66,18 @@ def fit_collective(ranks: int, points: list[tuple[float, float]]) -> tuple[Colle
         gamma_s_per_sqrt_byte=float(best[2]) / scale**0.5,
     )
     return curve, float(np.median(np.abs(relative @ best - 1)))
+
+
+def _least_absolute(columns: "Array") -> "Array":
+    """Return the combination of columns nearest to ones, by squares that are weighted anew."""
+    import numpy as np
+
+    ones = np.ones(len(columns))
+    weight = ones
+    for _ in range(REWEIGHTED):
+        found = np.linalg.lstsq(columns * weight[:, None], ones * weight, rcond=None)[0]
+        weight = 1 / np.sqrt(np.maximum(np.abs(columns @ found - 1), 1e-3))
+    return np.asarray(found, np.float64)
 
 
 def fit_gemm(points: list[GemmPoint], gpu: GpuSpec, dtype: str) -> tuple[GemmCurve, float]:

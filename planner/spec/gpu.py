@@ -56,6 +56,17 @@ class CollectiveCurve(BaseModel):
     bytes_per_s: BytesPerS
     gamma_s_per_sqrt_byte: float = Field(0.0, ge=0)
 
+    def seconds(self, bus_bytes: float) -> float:
+        """Seconds to move bus bytes."""
+        root = float(bus_bytes**0.5)
+        return self.alpha_s + bus_bytes / self.bytes_per_s + self.gamma_s_per_sqrt_byte * root
+
+
+class GroupCurve(CollectiveCurve):
+    """A curve measured over several domains, for groups of just this shape."""
+
+    inside: PositiveInt = Field(description="Ranks of the group in each domain.")
+
 
 class KernelCurve(BaseModel):
     """Measured seconds of one kind of memory-bound operation: ``overhead_s + bytes / rate``."""

@@ -3,6 +3,7 @@
 import re
 from functools import lru_cache
 
+from planner.cost.priors import RING_SHARE
 from planner.spec.cluster import ClusterSpec, HostSpec, ScaleOutSpec, ScaleUpSpec, load_gpu
 from planner.spec.gpu import GpuSpec
 from planner.units import GB, GIB
@@ -80,7 +81,7 @@ def _net_gb_per_s(text: str, gpu: str, gpus_per_node: int) -> float:
 def _fabric(text: str) -> tuple[str, float, float, float]:
     """Return (fabric, latency, efficiency, ring step): latencies in multiples of NCCL's 5 us."""
     if "EFA" in text:
-        return "efa", 15e-6, 0.92, 48e-6  # as cluster_specs/aws-p5.yaml
+        return "efa", 30e-6, 0.92, 48e-6  # as cluster_specs/aws-p5.yaml
     if "Ethernet" in text:
         return "ethernet", 30e-6, 0.7, 30e-6
     if "Slingshot" in text:
@@ -97,10 +98,10 @@ def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int
     if "NVL72" in intra or "NVL72" in gpu_name:
         domain = 72
     if "PCIe" in intra or (not intra and (rate == 25.0 or "PCIe" in gpu_name)):
-        kind, rate = "pcie", 12.0
+        kind, rate = "pcie", 30.0  # PCIe 4
         measured = re.search(r"(\d+)-([\d.]+) GB/s measured", intra)
         if measured:
-            rate = float(measured[1])
+            rate = float(measured[1]) / RING_SHARE
         gpu = _without_collectives(gpu)
     fabric, latency, efficiency, ring_step = _fabric(inter)
     net = _net_gb_per_s(inter, gpu_name, gpus_per_node)
@@ -118,6 +119,7 @@ def machine(gpu_name: str, gpus_per_node: int, intra: str, inter: str, gpus: int
             latency_s=latency,
             ring_step_s=ring_step,
             efficiency=efficiency,
+            gather_efficiency=min(efficiency, 0.82) if fabric == "ib" else efficiency,
         ),
         host=_host(gpu_name, gpus_per_node),
     )
