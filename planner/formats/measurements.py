@@ -53,6 +53,8 @@ def import_profile(
         memory_bytes=memory[0] if memory else None,
         links=tuple(link for reading in readings for link in reading.links),
         gemms=tuple(product for reading in readings for product in reading.gemms),
+        attention=tuple(one for reading in readings for one in reading.attention),
+        kernels=tuple(one for reading in readings for one in reading.kernels),
     )
     notes = tuple(
         f"{file}: {note}"

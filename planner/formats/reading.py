@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from planner.spec.measured import GemmMeasurement, LinkCurve
+from planner.spec.measured import (
+    AttentionMeasurement,
+    GemmMeasurement,
+    KernelMeasurement,
+    LinkCurve,
+)
 
 MOST_PROBLEMS = 10
 
@@ -17,6 +22,8 @@ class Reading:
     source: str
     links: tuple[LinkCurve, ...] = ()
     gemms: tuple[GemmMeasurement, ...] = ()
+    attention: tuple[AttentionMeasurement, ...] = ()
+    kernels: tuple[KernelMeasurement, ...] = ()
     memory_bytes: int | None = None
     notes: tuple[str, ...] = field(default=())
 

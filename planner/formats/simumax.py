@@ -1,10 +1,9 @@
-"""Reader of SimuMax's system files: measured products, and the laws of links inside a node.
+"""Reader of SimuMax's system files: measured kernels, and the laws of links inside a node.
 
-``accelerator.op.matmul.accurate_efficient_factor`` maps a shape to the measured share of
-``tflops``. A collective with factors of its own follows ``bytes * scale * (1 + offset/n) /
-(gbps * GiB * factor) + latency * (n + offset) * scale + fixed`` (SimuMax 1.2,
-``compute_net_op_time``), so a few sizes hold all of it. What falls back to a default of its tier
-was not measured and is left out, as is the network between nodes.
+The kernels are in ``simumax_kernels``. A collective with factors of its own follows
+``bytes * scale * (1 + offset/n) / (gbps * GiB * factor) + latency * (n + offset) * scale + fixed``
+(SimuMax 1.2, ``compute_net_op_time``), so a few sizes hold all of it. What falls back to a default
+of its tier was not measured and is left out, as is the network between nodes.
 """
 
 import json
@@ -15,7 +14,14 @@ from typing import Any
 
 from planner.errors import SpecError
 from planner.formats.reading import Reading, first
-from planner.spec.measured import GemmMeasurement, Kind, LinkCurve
+from planner.formats.simumax_kernels import (
+    element_wise,
+    fused_attention,
+    grouped_products,
+    number,
+    products,
+)
+from planner.spec.measured import Kind, LinkCurve
 from planner.units import GIB, KIB, MIB
 
 SIZES = (64 * KIB, MIB, 16 * MIB, 256 * MIB)
@@ -26,9 +32,7 @@ COLLECTIVES: dict[str, Kind] = {
     "all2all": "all_to_all",
     "p2p": "send_recv",
 }
-PRODUCTS = {"matmul": "bf16", "fp8_matmul": "fp8"}
 _PCIE = re.compile(r"intra_node_pcie_(\d+)x")
-_SIZE = re.compile(r"\b([bmkn])=(\d+)")
 
 
 def is_simumax(text: str) -> bool:
@@ -41,8 +45,10 @@ def read_simumax(path: Path, text: str, collective: str | None = None) -> Readin
     del collective
     data = _parsed(path, text)
     problems: list[str] = []
-    gemms = tuple(_products(data, problems))
+    gemms = tuple(products(data, problems)) + tuple(grouped_products(data, problems))
+    attention = tuple(fused_attention(data, problems))
     links = tuple(_links(data, problems))
+    kernels = tuple(element_wise(data, problems))
     if not gemms and not links and not problems:
         problems.append("accelerator.op.matmul.accurate_efficient_factor: holds no shapes; "
                         "give a file that SimuMax's efficiency test wrote")  # fmt: skip
@@ -55,7 +61,9 @@ def read_simumax(path: Path, text: str, collective: str | None = None) -> Readin
         f"SimuMax system file {path.name}",
         links,
         gemms,
-        notes=("attention, grouped products and the network between nodes are not taken over",),
+        attention,
+        kernels,
+        notes=("the network between nodes is not taken over",),
     )
 
 
@@ -75,41 +83,6 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
             f"{path}: {name}: missing; give a system file of SimuMax" for name in missing
         )
     return data  # type: ignore[no-any-return]
-
-
-def _number(value: object, place: str, problems: list[str], default: float | None = None) -> float:
-    """Return a positive number; anything else is a problem, nothing the default."""
-    if value is None and default is not None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
-        problems.append(f"{place}: {value!r} is not a number from 0 up; measure it again")
-        return 0.0
-    return float(value)
-
-
-def _products(data: dict[str, Any], problems: list[str]) -> Iterator[GemmMeasurement]:
-    """Yield the single products that were measured; batched ones are attention's."""
-    operations = data["accelerator"].get("op") or {}
-    for name, dtype in PRODUCTS.items():
-        operation = operations.get(name) or {}
-        place = f"accelerator.op.{name}"
-        for shape, share in (operation.get("accurate_efficient_factor") or {}).items():
-            where = f"{place}.accurate_efficient_factor[{shape!r}]"
-            sizes = {axis: int(size) for axis, size in _SIZE.findall(shape)}
-            if not {"m", "n", "k"} <= set(sizes) or not all(sizes.values()):
-                problems.append(f"{where}: names no sizes; write 'b=1, m=..., k=..., n=...'")
-                continue
-            before = len(problems)
-            factor = _number(share, where, problems)
-            tflops = _number(operation.get("tflops"), f"{place}.tflops", problems)
-            if len(problems) > before or sizes.get("b", 1) != 1:
-                continue
-            if not factor or not tflops:
-                problems.append(f"{where}: a speed of 0 is none; measure it again")
-                continue
-            m, n, k = (sizes[axis] for axis in "mnk")
-            seconds = 2.0 * m * n * k / (tflops * 1e12 * factor)
-            yield GemmMeasurement(m=m, n=n, k=k, dtype=dtype, seconds=seconds)
 
 
 def _links(data: dict[str, Any], problems: list[str]) -> Iterator[LinkCurve]:
@@ -145,14 +118,14 @@ def _points(
     """Return (bytes, seconds) of the law of one collective."""
     before = len(problems)
     bandwidth = network.get("bandwidth") or {}
-    rate = _number(bandwidth.get("gbps"), f"{place}: bandwidth.gbps", problems) * GIB
-    rate *= _number(operation["efficient_factor"], f"{place}.efficient_factor", problems)
+    rate = number(bandwidth.get("gbps"), f"{place}: bandwidth.gbps", problems) * GIB
+    rate *= number(operation["efficient_factor"], f"{place}.efficient_factor", problems)
     latency = operation.get("latency_us")
     latency = bandwidth.get("latency_us") if latency is None else latency
-    start_us = _number(latency, f"{place}.latency_us", problems)
+    start_us = number(latency, f"{place}.latency_us", problems)
     by_ranks = (operation.get("fixed_latency_us_by_comm_num") or {}).get(str(ranks))
     fixed = operation.get("fixed_latency_us") if by_ranks is None else by_ranks
-    fixed_us = _number(fixed, f"{place}.fixed_latency_us", problems, 0.0)
+    fixed_us = number(fixed, f"{place}.fixed_latency_us", problems, 0.0)
     if len(problems) > before:
         return ()
     if not rate:

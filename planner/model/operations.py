@@ -404,6 +404,8 @@ def backward(operation: Operation, software: SoftwareSpec) -> tuple[Operation, .
         mirrored = mirrored._replace(hidden_behind="wgrad")
     if operation.kind != "all_gather" or not software.regather_sequence:
         return (mirrored,)
-    # only the shard was kept: gather again for the weight gradient, behind the input gradient
-    again = operation._replace(name=f"{operation.name} again", hidden_behind="dgrad")
+    # only the shard was kept: gather again for the weight gradient, behind the input gradient where
+    # the software overlaps at all
+    behind = "dgrad" if software.overlap_regather else ""
+    again = operation._replace(name=f"{operation.name} again", hidden_behind=behind)
     return mirrored, again

@@ -141,6 +141,9 @@ class SoftwareSpec(BaseModel):
     regather_sequence: bool = Field(
         True, description="SP keeps the shard and gathers again in backward (Megatron)."
     )
+    overlap_regather: bool = Field(
+        True, description="The second gather runs behind the input-gradient product."
+    )
     stalled_step_s: float = Field(
         0.0,
         ge=0,

@@ -12,6 +12,7 @@ from planner.spec.fit import GemmPoint, fit_attention, fit_collective, fit_gemm,
 from planner.spec.gpu import (
     CollectiveCurve,
     GpuSpec,
+    GroupCurve,
     KernelCurve,
     bus_factor,
     load_gpu,
@@ -114,7 +115,7 @@ def _measured_shapes(profile: Profile) -> dict[str, float]:
     found = {}
     for one in profile.gemms:
         if one.pass_name and not one.skewed:
-            kind = f"{one.dtype} {one.pass_name}"
+            kind = f"{one.dtype} {one.pass_name}" + " accumulated" * one.accumulates
             found[operation_key(kind, one.m, one.n, one.k, one.copies)] = one.seconds
     for core in profile.attention:
         way = "backward" if core.backward else "forward"
@@ -156,8 +157,10 @@ def _with_network(
     assert net is not None
     share = net.nics_per_node * net.nic_bytes_per_s / cluster.gpus_per_node
     found: dict[str, list[float]] = {}
+    own: dict[str, list[GroupCurve]] = {}
     for (kind, ranks, g), points in _groups(profile, "cluster").items():
         curve, _ = fit_collective(ranks, points)
+        own.setdefault(kind, []).append(GroupCurve(**curve.model_dump(), inside=g))
         rate, nodes = curve.bytes_per_s / share, -(-ranks // g)
         if kind == "send_recv":
             found.setdefault("p2p_efficiency", []).append(rate)
@@ -172,11 +175,12 @@ def _with_network(
             found.setdefault("latency_s", []).append(max(0.0, curve.alpha_s - start) / steps)
     if not found:
         return net, ""
-    update = {name: median(values) for name, values in found.items()}
-    update = {name: v if name == "latency_s" else min(1.0, v) for name, v in update.items()}
+    shares = {name: median(values) for name, values in found.items()}
+    shares = {name: v if name == "latency_s" else min(1.0, v) for name, v in shares.items()}
+    curves = net.collectives | {kind: tuple(group) for kind, group in own.items()}
     prior = cluster.sources.get("scale_out", "no source given")
-    source = f"{', '.join(update)} {profile.origin}; other: {prior}"
-    return net.model_copy(update=update), source
+    source = f"{', '.join(shares)} {profile.origin}; other: {prior}"
+    return net.model_copy(update={**shares, "collectives": curves}), source
 
 
 def cluster_of(profile: Profile, nodes: int | None = None) -> ClusterSpec:

@@ -77,6 +77,7 @@ class GemmMeasurement(BaseModel):
     pass_name: Pass = Field("", description="How the operands lie; empty: not told.")
     copies: PositiveInt = Field(1, description="More than 1: a grouped product, of experts.")
     skewed: bool = Field(False, description="One expert has half of all rows.")
+    accumulates: bool = Field(False, description="A weight gradient that adds to an fp32 one.")
     spread: NonNegativeFloat = 0.0
 
 

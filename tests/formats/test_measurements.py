@@ -74,7 +74,7 @@ def test_what_a_file_holds_beyond_a_profile_is_said(tmp_path: Path) -> None:
 
     result = planner("profile import", file, "--output", tmp_path / "profile.json")
 
-    assert f"{file}: attention, grouped products and the network" in result.stderr
+    assert f"{file}: the network between nodes is not" in result.stderr
     assert "3 matrix products measured on our_gpu_bf16" in result.stderr
 
 
