@@ -108,10 +108,13 @@ def own(curve: Curve) -> list[float]:
     return curve.errors(apply_profile(curve.machine[1], curve.profile()))
 
 
-def left_out(curve: Curve, curves: Iterable[Curve]) -> list[float]:
-    """Return the errors from topology, learning from other hardware alone."""
+def left_out(curve: Curve, curves: Iterable[Curve], generation: bool = False) -> list[float]:
+    """Return the errors from topology, learning from other hardware alone.
+
+    ``generation``: nor from any of the same line rate inside a domain.
+    """
     fabric, cluster = curve.machine
-    cluster = without_own(cluster, curve.hardware)
+    cluster = without_own(cluster, curve.hardware, generation)
     latencies = [
         _latency_s(other)
         for other in curves
@@ -125,10 +128,15 @@ def left_out(curve: Curve, curves: Iterable[Curve]) -> list[float]:
     return curve.errors(cluster)
 
 
-def without_own(cluster: ClusterSpec, hardware: str) -> ClusterSpec:
+def without_own(cluster: ClusterSpec, hardware: str, generation: bool = False) -> ClusterSpec:
     """Return the cluster with the curves that other GPUs' lead to expect of this one."""
     named = {part.split("-")[0] for part in hardware.split("/")}
-    others = [one for one in shipped_references() if one.name.split("-")[0] not in named]
+    others = [
+        one
+        for one in shipped_references()
+        if one.name.split("-")[0] not in named
+        and not (generation and one.bytes_per_s == cluster.scale_up.bytes_per_s)
+    ]
     kinds = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
     curves = {
         kind: tuple(prior_curve(kind, ranks, cluster, others) for ranks in (2, 4, 8, 16))
@@ -168,15 +176,16 @@ def _shipped(cluster: ClusterSpec) -> ClusterSpec:
 def _table(
     title: str, curves: list[Curve], errors: list[list[list[float]]], key: Callable[[Curve], str]
 ) -> list[str]:
-    lines = [f"| {title} | curves | own profile | topology | signed |",
-             "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    lines = [f"| {title} | curves | own profile | topology | signed | generation left out |",
+             "| --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
     names = sorted({key(curve) for curve in curves})
     for name in [*names, "all"]:
         chosen = [at for at, curve in enumerate(curves) if name in (key(curve), "all")]
         each = [[median(map(abs, e[at])) for at in chosen] for e in errors]
         signed = median(median(errors[1][at]) for at in chosen)
-        cells = " | ".join(f"{median(one):.1%}" for one in each)
-        lines.append(f"| {name} | {len(chosen)} | {cells} | {signed:+.1%} |")
+        profiled, topology, older = (f"{median(one):.1%}" for one in each)
+        cells = f"{profiled} | {topology} | {signed:+.1%} | {older}"
+        lines.append(f"| {name} | {len(chosen)} | {cells} |")
     return lines
 
 
@@ -186,7 +195,11 @@ def main() -> None:
         sys.exit(__doc__)
     fits = Path(sys.argv[1])
     curves = read_curves(fits)
-    errors = [[own(curve) for curve in curves], [left_out(curve, curves) for curve in curves]]
+    errors = [
+        [own(curve) for curve in curves],
+        [left_out(curve, curves) for curve in curves],
+        [left_out(curve, curves, generation=True) for curve in curves],
+    ]
     print("\n".join(_table("collective", curves, errors, lambda curve: curve.kind)), end="\n\n")
     print("\n".join(_table("fabric", curves, errors, lambda curve: curve.machine[0])), end="\n\n")
     print("| large messages over nodes | runs | median | worst |\n| --- | ---: | ---: | --- |")

@@ -3,6 +3,7 @@
 
 usage: .venv/bin/python scripts/refresh.py FOLDER     (FOLDER holds the CSV files of measured runs)
 
+hardware/comm_fits.csv beside FOLDER, where it is, holds curves of collectives.
 What stands between ``<!-- name -->`` and ``<!-- /name -->`` is replaced; all else stays.
 """
 
@@ -106,6 +107,16 @@ def replace(path: Path, name: str, text: str) -> None:
     path.write_text(new, encoding="utf-8")
 
 
+def measure_peers(fits: Path) -> None:
+    """Write what the benchmarks of collectives and of other people's kernels print."""
+    page = ROOT / "docs/accuracy.md"
+    for name in ("simumax", "sailor"):
+        replace(page, name, run([sys.executable, "-m", f"benchmarks.{name}"], str(ROOT)))
+    if fits.is_file():
+        command = [sys.executable, "-m", "benchmarks.collectives", str(fits)]
+        replace(page, "collectives", run(command, str(ROOT)))
+
+
 def main() -> None:
     """Refresh all of them."""
     if len(sys.argv) != 2:
@@ -137,6 +148,7 @@ def main() -> None:
         replace(ROOT / "docs/accuracy.md", "accuracy", page)
         reports = run([sys.executable, "-m", "benchmarks.reports"], str(ROOT))
         replace(ROOT / "docs/reports.md", "reports", reports)
+        measure_peers(files[0].parent.parent / "hardware" / "comm_fits.csv")
         ablate = [sys.executable, str(ROOT / "scripts/ablate.py"), str(files[0].parent)]
         replace(ROOT / "docs/accuracy.md", "ablation", run(ablate, folder))
         split = [sys.executable, str(ROOT / "scripts/halves.py"), str(files[0].parent)]

@@ -80,7 +80,7 @@ def products(data: dict[str, Any], problems: list[str]) -> Iterator[GemmMeasurem
     """Yield the single products that were measured; batched ones are attention's."""
     for name, dtype in PRODUCTS.items():
         for _, parts, rate in _shapes(data, name, "m n k", problems):
-            if int(parts.get("b", 1)) != 1:
+            if parts.get("b", "1") != "1":
                 continue
             m, n, k = (int(parts[axis]) for axis in "mnk")
             role = LAYOUTS.get(parts.get("layout", ""), "")

@@ -80,10 +80,10 @@ def test_all_reduce_is_about_reduce_scatter_and_all_gather(
 ) -> None:
     """NVLS and two-node trees make it less than half as long; never much longer.
 
-    Not where a ring step is much slower than a tree's hop (EFA): only rings scatter and gather.
+    Not where a step of a ring is slow (EFA, 48 us): only rings scatter and gather.
     """
     net = machine.scale_out
-    assume(net is None or net.ring_step_s <= 2 * net.latency_s)
+    assume(net is None or net.ring_step_s <= 10e-6)
     group = Group.place(n, stride, machine)
     two = sum(collective_s(kind, size, group, machine) for kind in ("reduce_scatter", "all_gather"))
 

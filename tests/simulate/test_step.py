@@ -159,9 +159,12 @@ def test_more_network_is_never_slower(layout: Layout, factor: float) -> None:
 
 
 @quick
-@given(SMALL, st.sampled_from([1.5, 4.0]))
+@given(SMALL, st.sampled_from([1.1, 1.3]))
 def test_more_nvlink_is_never_slower(layout: Layout, factor: float) -> None:
-    """Without measured curves: the line rate of the fabric."""
+    """Without measured curves: the line rate of the fabric, within a generation of NVLink.
+
+    Across generations it does not hold: short messages start in 10.6 us on H100, 16.8 on B200.
+    """
 
     def machine(scale: float) -> ClusterSpec:
         plain = cluster("dgx-h100", 2)
