@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from planner.errors import SpecError
 from planner.spec.measured import LaunchMeasurement
 from planner.spec.model import ModelSpec
 from planner.spec.nodes import NodeLinks
@@ -54,7 +55,10 @@ def node_matrix(profile: Profile) -> NodeLinks | None:
 
 
 def _priced(one: LaunchMeasurement, profile: Profile, model: ModelSpec) -> LaunchMeasurement:
-    """Return the measurement with what its layer costs by the profile's own kernels."""
+    """Return the measurement with what its layer costs by the profile's own kernels.
+
+    Unchanged where too few of them were believed to price a layer.
+    """
     from planner.cost.layer import Prices
     from planner.layout.layout import Layout
     from planner.spec.job import JobSpec
@@ -64,5 +68,9 @@ def _priced(one: LaunchMeasurement, profile: Profile, model: ModelSpec) -> Launc
     bare = profile.model_copy(update={"launch": ()})
     job = JobSpec(global_batch=1, seq_len=one.tokens, software=TORCH_LAUNCHER)
     dense = model.model_copy(update={"moe": None, "mla": None})
-    cost = Prices(dense, cluster_of(bare), job).layer(Layout(), False)
+    try:
+        machine = cluster_of(bare)
+    except SpecError:
+        return one
+    cost = Prices(dense, machine, job).layer(Layout(), False)
     return one.model_copy(update={"layer_priced_s": cost.forward.compute + cost.backward.compute})
