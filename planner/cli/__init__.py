@@ -17,6 +17,7 @@ from planner.cli import (
     catalog,
     check,
     convert,
+    cost,
     explain_speed,
     export,
     profile,
@@ -64,6 +65,7 @@ app.command("max-seq")(questions.max_seq)
 app.command("check")(check.check)
 check.explain.command("speed")(explain_speed.explain_speed)
 app.add_typer(check.explain, name="explain")
+app.command("cost")(cost.cost)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
