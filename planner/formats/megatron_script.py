@@ -173,6 +173,8 @@ def _layout(work: Work) -> list[str]:
         software.overlap_param_gather and layout.shard.optimizer > 1
     )
     words += ["--overlap-grad-reduce"] if reduces else []
+    in_chunks = software.tp_overlap_chunks > 1 and layout.tp > 1 and layout.sequence_parallel
+    words += ["--tp-comm-overlap"] if in_chunks else []
     gathers = software.overlap_param_gather and layout.shard.optimizer > 1
     return words + (["--overlap-param-gather"] if gathers else [])
 

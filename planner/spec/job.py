@@ -131,6 +131,11 @@ class SoftwareSpec(BaseModel):
     overlap_tp_wgrad: bool = Field(
         True, description="Backward TP collectives run behind the weight-gradient product."
     )
+    tp_overlap_chunks: PositiveInt = Field(
+        1,
+        description="Sequence-parallel collectives run in so many chunks beside the product that "
+        "they feed or follow (MegaScale, --tp-comm-overlap); 1: before or after it.",
+    )
     overlap_pipeline: bool = Field(False, description="Sends and receives run behind compute.")
     scatter_gather_pipeline: bool = Field(
         False, description="Each TP rank sends its share of a micro-batch; the receivers gather."
