@@ -128,6 +128,14 @@ class SoftwareSpec(BaseModel):
         "one early as zero-bubble runtimes do.",
     )
     overlap_param_gather: bool = True
+    quantised_weight_gather: bool = Field(
+        False, description="Sharded weights are gathered as 8-bit blocks (ZeRO++'s qwZ)."
+    )
+    quantised_gradient_reduction: bool = Field(
+        False,
+        description="Sharded gradients are summed by all-to-alls of 4-bit blocks, inside a node "
+        "and then across (ZeRO++'s qgZ).",
+    )
     overlap_tp_wgrad: bool = Field(
         True, description="Backward TP collectives run behind the weight-gradient product."
     )

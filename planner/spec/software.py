@@ -124,6 +124,14 @@ DEEPSPEED_FP16 = DEEPSPEED.model_copy(
         "overlap_param_gather": False,
     }
 )
+# ZeRO++ (arXiv 2306.10209): both formats; --shard states the second copy. Stage 3 overlaps.
+ZERO_PP = DEEPSPEED.model_copy(
+    update={
+        "name": "zero++",
+        "quantised_weight_gather": True,
+        "quantised_gradient_reduction": True,
+    }
+)
 # The torch launcher of this package: FSDP2, DTensor tensor parallelism, torch pipelining with
 # blocking sends; gradients are reduced in fp32; "selective" repeats nothing.
 TORCH_LAUNCHER = TORCH_FSDP.model_copy(
