@@ -18,6 +18,7 @@ from planner.cli import (
     check,
     convert,
     cost,
+    explain_experts,
     explain_speed,
     export,
     profile,
@@ -63,6 +64,7 @@ app.command("replan")(questions.replan)
 app.command("min-gpus")(questions.min_gpus)
 app.command("max-seq")(questions.max_seq)
 app.command("check")(check.check)
+check.explain.command("experts")(explain_experts.explain_experts)
 check.explain.command("speed")(explain_speed.explain_speed)
 app.add_typer(check.explain, name="explain")
 app.command("cost")(cost.cost)

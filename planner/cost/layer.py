@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from planner.cost.collectives import Group, Rows, collective_s
 from planner.cost.compute import attention_s, elementwise_s, gemm_s
+from planner.cost.imbalance import unbalanced
 from planner.cost.overlap import cover_kind, in_chunks
 from planner.layout.layout import Layout, Recompute
 from planner.model.adapters import trained_backward, with_adapters
@@ -157,6 +158,8 @@ class Prices:
             operations, core = attention_operations(model, shape, software)
             make = moe_operations if block == "moe" else mlp_operations
             operations = operations + make(model, shape, software)
+        if block == "moe":
+            operations = unbalanced(operations, self.job.routing)
         if software.tp_overlap_chunks > 1:
             operations = in_chunks(operations, software.tp_overlap_chunks)
         return with_adapters(operations, self.job), core

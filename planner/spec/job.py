@@ -193,6 +193,17 @@ class SoftwareSpec(BaseModel):
         return hash(self.name)
 
 
+class RoutingSpec(BaseModel):
+    """How unevenly tokens are routed to the ranks that hold experts; 1 is even."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fullest_rank: float = Field(1.0, ge=1, description="Tokens of the fullest rank ÷ the mean.")
+    exchanged: float = Field(
+        1.0, ge=0, description="Tokens that a rank receives at most ÷ those of even routing."
+    )
+
+
 class JobSpec(BaseModel):
     """One training job. Batch sizes are in sequences, lengths in tokens."""
 
@@ -210,6 +221,7 @@ class JobSpec(BaseModel):
     )
     optimizer: str = Field("adamw", description=f"One of {', '.join(OPTIMIZERS)}.")
     software: SoftwareSpec = SoftwareSpec()
+    routing: RoutingSpec = RoutingSpec()
 
     @field_validator("optimizer")
     @classmethod
