@@ -410,7 +410,5 @@ def backward(operation: Operation, software: SoftwareSpec) -> tuple[Operation, .
     # only the shard was kept: gather again for the weight gradient, behind the input gradient where
     # the software overlaps at all
     behind = "dgrad" if software.overlap_regather or operation.open_chunk else ""
-    again = operation._replace(
-        name=f"{operation.name} again", hidden_behind=behind, open_chunk=0.0
-    )
+    again = operation._replace(name=f"{operation.name} again", hidden_behind=behind, open_chunk=0.0)
     return mirrored, again
