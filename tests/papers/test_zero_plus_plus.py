@@ -88,8 +88,8 @@ def test_models_of_10_and_20_billion(number: int) -> None:
 
 
 # The batch is not printed, so ratios are met in size only. Printed for 10B to 20B: three levels
-# 1.71 over ZeRO++ (ours 1.40 and 1.59 with 1,024 tokens, 1.15 and 1.26 with 2,048) and up to 2.40 over
-# ZeRO-3 (2.5 to 3.1, 1.5 to 1.8), ZeRO++ 1.41 over ZeRO-3 (1.8 to 1.9, 1.3 to 1.4).
+# 1.71 over ZeRO++ (ours 1.40 and 1.59 with 1,024 tokens, 1.15 and 1.26 with 2,048) and up to 2.40
+# over ZeRO-3 (2.5 to 3.1, 1.5 to 1.8), ZeRO++ 1.41 over ZeRO-3 (1.8 to 1.9, 1.3 to 1.4).
 @pytest.mark.parametrize("number", [0, 1])
 def test_gains_on_384_gcds(number: int) -> None:
     gains = {}
