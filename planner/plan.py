@@ -42,6 +42,9 @@ class LayoutRecord(BaseModel):
     shard_weights: int = Field(1, ge=1, description="Ranks that share one copy of the weights.")
     shard_gradients: int = Field(1, ge=1)
     shard_optimizer: int = Field(1, ge=1)
+    shard_secondary: int = Field(
+        0, ge=0, description="Ranks that share a second copy of the weights (hpZ); 0: none."
+    )
     recompute: str = "none"
     offload_optimizer: float = Field(0, ge=0, le=1, description="Share of the state on the host.")
     offload_weights: bool = False
@@ -231,7 +234,12 @@ class Plan(BaseModel):
         record = self.layout
         return Layout(
             **{name: getattr(record, name) for name in PLAIN_FIELDS},
-            shard=Shard(record.shard_weights, record.shard_gradients, record.shard_optimizer),
+            shard=Shard(
+                record.shard_weights,
+                record.shard_gradients,
+                record.shard_optimizer,
+                record.shard_secondary,
+            ),
             recompute=Recompute(record.recompute),
             offload=Offload(record.offload_fraction, record.offload_target),
             schedule="" if self.schedule in ("1f1b", "interleaved_1f1b") else self.schedule,

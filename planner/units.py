@@ -24,7 +24,8 @@ _FLOPS = {
     for prefix, scale in (("G", 1e9), ("T", 1e12), ("P", 1e15))
     for name in ("FLOP/s", "FLOPS", "FLOPs")
 }
-_TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
+_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _NUMBER = re.compile(
     r"\s*(?P<value>-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>[a-zµ/]*)\s*", re.I
 )
@@ -71,8 +72,13 @@ def parse_flops(value: object) -> float:
 
 
 def parse_seconds(value: object) -> float:
-    """Return seconds written as ``"5 us"`` or ``"1.5 ms"``."""
+    """Return seconds written as ``"5 us"``, ``"1.5 ms"`` or ``"10 min"``."""
     return _parse(value, _TIMES, "duration", "'5 us' or '1.5 ms'")
+
+
+def parse_count(value: object) -> float:
+    """Return a number written as ``"2T"``, ``"300B"`` or ``"2000000"``."""
+    return _parse(value, _COUNTS, "number", "'300B' or '2T'")
 
 
 def format_bytes(size_bytes: float) -> str:

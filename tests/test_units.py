@@ -12,6 +12,7 @@ from planner.units import (
     format_count,
     format_s,
     parse_bytes,
+    parse_count,
     parse_flops,
     parse_rate,
     parse_seconds,
@@ -34,6 +35,12 @@ READ = [
     (parse_seconds, "5 us", 5e-6),
     (parse_seconds, "1.5 ms", 1.5e-3),
     (parse_seconds, ".5 s", 0.5),
+    (parse_seconds, "10 min", 600),
+    (parse_seconds, "1.5h", 5400),
+    (parse_count, "2T", 2e12),
+    (parse_count, "300 B", 300e9),
+    (parse_count, "1000", 1000),
+    (parse_count, 7, 7),
     (parse_seconds, "-3 us", -3e-6),
 ]
 
@@ -50,6 +57,8 @@ REFUSED = [
     (parse_rate, math.inf, "not a finite data rate"),
     (parse_flops, "989 TB/s", "is not a compute rate"),
     (parse_seconds, "5 minutes", "'5 us' or '1.5 ms'"),
+    (parse_count, "2 trillion", "'300B' or '2T'"),
+    (parse_count, "5m", "did you mean 'M'?"),
     (parse_seconds, math.nan, "not a finite duration"),
 ]
 

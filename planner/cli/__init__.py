@@ -17,6 +17,8 @@ from planner.cli import (
     catalog,
     check,
     convert,
+    cost,
+    explain_experts,
     explain_speed,
     export,
     profile,
@@ -62,8 +64,10 @@ app.command("replan")(questions.replan)
 app.command("min-gpus")(questions.min_gpus)
 app.command("max-seq")(questions.max_seq)
 app.command("check")(check.check)
+check.explain.command("experts")(explain_experts.explain_experts)
 check.explain.command("speed")(explain_speed.explain_speed)
 app.add_typer(check.explain, name="explain")
+app.command("cost")(cost.cost)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)

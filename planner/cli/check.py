@@ -40,7 +40,12 @@ Nodes = Annotated[int | None, typer.Option(min=1, help="Machines.", metavar="N")
 Batch = Annotated[int | None, typer.Option(min=1, help="Sequences of one step.", metavar="B")]
 Length = Annotated[int | None, typer.Option(min=1, help="Tokens of one sequence.", metavar="S")]
 Precision = Annotated[str, typer.Option(help="bf16, fp16, fp8, ...", metavar="TYPE")]
-Runner = Annotated[str, typer.Option("--target", help="torch, megatron or auto.", metavar="NAME")]
+Runner = Annotated[
+    str,
+    typer.Option(
+        "--target", help="torch, megatron or auto; deepspeed, zero++: only priced.", metavar="NAME"
+    ),
+]
 Tensor = Annotated[int, typer.Option(min=1, help="Tensor parallel.", metavar="D")]
 Context = Annotated[int, typer.Option(min=1, help="Context parallel.", metavar="D")]
 Pipeline = Annotated[int, typer.Option(min=1, help="Pipeline stages.", metavar="D")]
@@ -49,6 +54,13 @@ Expert = Annotated[int, typer.Option(min=1, help="Expert parallel.", metavar="D"
 ExpertTensor = Annotated[int, typer.Option(min=1, help="Tensor parallel of experts.", metavar="D")]
 Micro = Annotated[int, typer.Option(min=1, help="Sequences of a micro-batch.", metavar="D")]
 Zero = Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage.", metavar="0-3")]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        help="Ranks that share weights, gradients, optimizer[, second weights]; replaces --zero.",
+        metavar="W,G,O[,S]",
+    ),
+]
 Again = Annotated[str, typer.Option(help="none, selective or full.", metavar="KIND")]
 Away = Annotated[
     str,
@@ -103,6 +115,7 @@ def check(
     etp: ExpertTensor = 1,
     micro_batch: Micro = 1,
     zero: Zero = 1,
+    shard: Groups = None,
     recompute: Again = "none",
     sequence_parallel: Sequence = True,
     optimizer: Optimizer = "adamw",
@@ -136,7 +149,7 @@ def check(
         raise SpecError(f"--model and --set go with a launch file; {model!r} is none")
     degrees = Degrees(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
-        offload_optimizer, offload_weights, delayed_update, offload,
+        offload_optimizer, offload_weights, delayed_update, offload, shard,
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
@@ -161,6 +174,7 @@ def _stated_twice(ctx: typer.Context) -> set[str]:
     decided = (
         "tp", "cp", "pp", "vpp", "ep", "etp", "zero", "recompute", "sequence_parallel", "optimizer",
         "lora_rank", "offload_optimizer", "offload_weights", "delayed_update", "offload",
+        "shard",
     )  # fmt: skip
     wrong = [name for name in (*decided, "target", "precision") if name in typed]
     if wrong:
@@ -198,6 +212,7 @@ def explain_memory(
     etp: ExpertTensor = 1,
     micro_batch: Micro = 1,
     zero: Zero = 1,
+    shard: Groups = None,
     recompute: Again = "none",
     sequence_parallel: Sequence = True,
     optimizer: Optimizer = "adamw",
@@ -216,7 +231,7 @@ def explain_memory(
 
     degrees = Degrees(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
-        offload_optimizer, offload_weights, delayed_update, offload,
+        offload_optimizer, offload_weights, delayed_update, offload, shard,
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,

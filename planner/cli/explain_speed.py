@@ -29,6 +29,7 @@ def explain_speed(
     etp: words.ExpertTensor = 1,
     micro_batch: words.Micro = 1,
     zero: words.Zero = 1,
+    shard: words.Groups = None,
     recompute: words.Again = "none",
     sequence_parallel: words.Sequence = True,
     optimizer: words.Optimizer = "adamw",
@@ -54,7 +55,7 @@ def explain_speed(
     measured_s = None if measured is None else option("--measured", _positive_s, measured)
     degrees = Degrees(
         tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
-        offload_optimizer, offload_weights, delayed_update, offload,
+        offload_optimizer, offload_weights, delayed_update, offload, shard,
     )  # fmt: skip
     question = asked(
         model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,

@@ -18,7 +18,7 @@ from planner.layout.stages import Split
 from planner.memory.host import host_problems
 from planner.memory.room import offload_refusals
 from planner.plan import Plan
-from planner.search.targets import TARGETS, Target
+from planner.search.targets import PRICED, TARGETS, Target
 from planner.spec.cluster import ClusterSpec
 from planner.spec.files import load
 from planner.spec.huggingface import load_model
@@ -44,6 +44,7 @@ class Degrees:
     offload_weights: bool = False
     delayed_update: bool = False
     offload: str = "none"
+    shard: str | None = None
 
     def layout(self, gpus: int) -> Layout:
         """Return the layout on ``gpus`` GPUs; LayoutError where they do not divide."""
@@ -59,10 +60,24 @@ class Degrees:
         dp = gpus // block
         return Layout(
             self.tp, self.cp, self.pp, self.vpp, dp, self.ep, self.etp, self.micro_batch,
-            self.sequence_parallel and self.tp > 1, Shard.zero(self.zero, dp * self.cp),
+            self.sequence_parallel and self.tp > 1, self._shard(dp * self.cp),
             Recompute(self.recompute), "", self.offload_optimizer, self.offload_weights,
             self.delayed_update, offload_named(self.offload),
         )  # fmt: skip
+
+    def _shard(self, ranks: int) -> Shard:
+        """Return the groups that share weights, gradients and optimizer state."""
+        if self.shard is None:
+            return Shard.zero(self.zero, ranks)
+        sizes = self.shard.split(",")
+        if len(sizes) not in (3, 4) or not all(size.strip().isdecimal() for size in sizes):
+            raise SpecError(
+                f"--shard: {self.shard!r} is no list of group sizes; write those of weights, "
+                f"gradients, optimizer and perhaps a second copy of the weights, like 2,8,{ranks}"
+            )
+        if "0" in [size.strip() for size in sizes[:3]]:
+            raise SpecError(f"--shard: {self.shard!r} has a group of 0 ranks; write 1 for whole")
+        return Shard(*map(int, sizes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +143,7 @@ def asked(
     spec = load_model(model)
     machines = chosen_cluster(cluster, nodes, profile)
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu, method)
-    runner, _ = chosen_target(target, spec, job)
+    runner = PRICED.get(target) or chosen_target(target, spec, job)[0]
     machines, runner = with_calibration(machines, runner, calibration)
     job = job.model_copy(update={"software": runner.software})
     return Question(spec, machines, job, runner, degrees.layout(machines.gpus), None)

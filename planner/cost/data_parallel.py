@@ -44,17 +44,25 @@ def shares(
     )
 
 
-def replicas(
-    local: LocalParameters, layout: Layout, cluster: ClusterSpec, group: int
+def between(
+    local: LocalParameters,
+    layout: Layout,
+    cluster: ClusterSpec,
+    inner: int,
+    outer: int | None = None,
 ) -> ParameterShares:
-    """Place the groups that hold copies of a tensor sharded over ``group`` ranks (HSDP)."""
-    ranks, edp = layout.dp * layout.cp, max(1, layout.edp)
-    inner = min(group, edp)
+    """Place the groups that hold the same share of ``inner`` ranks, of ``outer`` neighbours.
+
+    Of all ranks, where ``outer`` is not given: the copies of a sharded tensor (HSDP).
+    """
+    edp = max(1, layout.edp)
+    few, all_experts = min(inner, edp), min(outer or edp, edp)
+    outer = outer or layout.dp * layout.cp
     return ParameterShares(
-        local.dense / group,
-        local.expert / inner,
-        Group.place(ranks // group, layout.tp * group, cluster),
-        Group.place(edp // inner, layout.ep * layout.etp * inner, cluster),
+        local.dense / inner,
+        local.expert / few,
+        Group.place(outer // inner, layout.tp * inner, cluster),
+        Group.place(all_experts // few, layout.ep * layout.etp * few, cluster),
     )
 
 

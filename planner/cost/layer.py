@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from planner.cost.collectives import Group, Rows, collective_s
 from planner.cost.compute import attention_s, elementwise_s, gemm_s
+from planner.cost.imbalance import unbalanced
+from planner.cost.overlap import cover_kind, in_chunks
 from planner.layout.layout import Layout, Recompute
 from planner.model.adapters import trained_backward, with_adapters
 from planner.model.operations import (
@@ -156,6 +158,10 @@ class Prices:
             operations, core = attention_operations(model, shape, software)
             make = moe_operations if block == "moe" else mlp_operations
             operations = operations + make(model, shape, software)
+        if block == "moe":
+            operations = unbalanced(operations, self.job.routing)
+        if software.tp_overlap_chunks > 1:
+            operations = in_chunks(operations, software.tp_overlap_chunks)
         return with_adapters(operations, self.job), core
 
     def _price(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
@@ -214,10 +220,11 @@ class Prices:
                 continue
             seconds = self.compute_s(operation)
             compute += seconds
-            cover[_kind(operation.name)] = cover.get(_kind(operation.name), 0.0) + seconds
+            kind = cover_kind(operation.name)
+            cover[kind] = cover.get(kind, 0.0) + seconds
         for operation, seconds in hidden:
             available = cover.get(operation.hidden_behind, 0.0)
-            covered = min(seconds, available)
+            covered = min(seconds * (1 - operation.open_chunk), available)
             cover[operation.hidden_behind] = available - covered
             exposed[operation.axis] += seconds - covered + self.cluster.gpu.interference * covered
         if self.job.software.overlaps_experts:
@@ -268,11 +275,6 @@ def kernels_of(operations: Iterable[Operation], quantises: bool = False) -> int:
         else operation.kernels
         for operation in operations
     )
-
-
-def _kind(name: str) -> str:
-    """Return what a hidden collective can name: ``dgrad``, ``wgrad`` or ``attention``."""
-    return "attention" if name.startswith("attention") else name.rpartition(" ")[2]
 
 
 def repeated(

@@ -122,6 +122,10 @@ def setup_of_deepspeed(path: Path, settings: Mapping[str, Any]) -> Setup:
         "context_exchange": "all_to_all" if cp > 1 else "ring",
         "overlap_grad_reduce": values.get("overlap", zero == 3),
     }
+    for name, switch_ in (("quantised_weight_gather", "quantized_weights"),
+                          ("quantised_gradient_reduction", "quantized_gradients")):  # fmt: skip
+        if values.get(switch_):
+            exchange |= {name: True, "name": f"{exchange['name']} {switch_}"}
     return Setup(
         framework="deepspeed", path=str(path), software=DEEPSPEED.model_copy(update=exchange),
         tp=tp, cp=cp, ep=max(1, values.get("ep", 1)), etp=max(1, values.get("etp", 1)),
@@ -166,9 +170,6 @@ def _unpriced(values: Mapping[str, Any], reading: Reading) -> None:
         f"parameter offload to {values.get('offload_parameters')}":
             values.get("offload_parameters", "none") != "none",
         "activation offload to the CPU": values.get("offload_activations"),
-        "second weight shards (hpZ)": values.get("hpz", 1) > 1,
-        "quantized weights on the wire": values.get("quantized_weights"),
-        "quantized gradients on the wire": values.get("quantized_gradients"),
         f"optimizer {values.get('optimizer')}":
             "adam" not in values.get("optimizer", "adam").lower(),
     }  # fmt: skip
@@ -190,7 +191,7 @@ def write_deepspeed(work: Work) -> str:
     """Return the JSON of a job; ``LayoutError`` with every reason why DeepSpeed cannot run it."""
     layout, job = work.layout, work.job
     shard, ranks = layout.shard, layout.dp * layout.cp
-    whole_group = shard in [Shard.zero(stage, ranks) for stage in range(4)]
+    whole_group = replace(shard, secondary=0) in [Shard.zero(stage, ranks) for stage in range(4)]
     facts = Facts(**facts_of(work.model, job, layout))  # type: ignore[arg-type]
     problems = broken(RULES, facts) + rank_order(work, "DeepSpeed") + offloaded(work, "DeepSpeed")
     problems += uneven_stages(work, "DeepSpeed") + partial_recompute(work, "DeepSpeed")
@@ -210,6 +211,11 @@ def write_deepspeed(work: Work) -> str:
             zero["offload_optimizer"]["ratio"] = layout.offload_optimizer
     if layout.offload_weights:
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    wire = {"zero_quantized_weights": job.software.quantised_weight_gather,
+            "zero_quantized_gradients": job.software.quantised_gradient_reduction}  # fmt: skip
+    zero |= {name: True for name, switch_ in wire.items() if switch_ and shard.weights > 1}
+    if shard.secondary:
+        zero["zero_hpz_partition_size"] = shard.secondary
     found: dict[str, Any] = {
         "train_batch_size": job.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,

@@ -302,6 +302,7 @@ def _software(values: Mapping[str, Any]) -> SoftwareSpec:
         "dropout": dropout > 0, "flash_attention": flash,
         "overlap_grad_reduce": bool(values.get("overlap_reduce")),
         "overlap_param_gather": bool(values.get("overlap_gather")),
+        "tp_overlap_chunks": 4 if values.get("tp_overlap") else 1,  # as in MEGASCALE
         "overlap_pipeline": not values.get("no_overlap_p2p"),
         "fused_gradient_accumulation": not values.get("no_gradient_fusion"),
         "gradient_bytes": 2 if small else 4, "reduce_bytes": 2 if small else 4,

@@ -8,7 +8,7 @@ from string import Template
 
 from planner.formats.methods import method_problems
 from planner.formats.pipeline_layout import write_expert_layers, write_stages
-from planner.formats.unsupported import offloaded, rank_order, refuse
+from planner.formats.unsupported import offloaded, rank_order, refuse, second_shards
 from planner.formats.work import Work
 from planner.layout.layout import Recompute
 from planner.layout.rule import Facts, broken, facts_of
@@ -50,7 +50,10 @@ def megatron_problems_of(work: Work) -> list[str]:
     model, job, layout = work.model, work.job, work.layout
     facts = Facts(**facts_of(model, job, layout), stages=work.layers)  # type: ignore[arg-type]
     problems = (
-        broken(RULES, facts) + rank_order(work, "Megatron-LM") + offloaded(work, "Megatron-LM")
+        broken(RULES, facts)
+        + rank_order(work, "Megatron-LM")
+        + offloaded(work, "Megatron-LM")
+        + second_shards(work, "Megatron-LM")
     )
     if job.precision not in _NUMBERS:
         problems.append(f"precision {job.precision!r}: use one of {', '.join(_NUMBERS)}")
@@ -173,6 +176,8 @@ def _layout(work: Work) -> list[str]:
         software.overlap_param_gather and layout.shard.optimizer > 1
     )
     words += ["--overlap-grad-reduce"] if reduces else []
+    in_chunks = software.tp_overlap_chunks > 1 and layout.tp > 1 and layout.sequence_parallel
+    words += ["--tp-comm-overlap"] if in_chunks else []
     gathers = software.overlap_param_gather and layout.shard.optimizer > 1
     return words + (["--overlap-param-gather"] if gathers else [])
 

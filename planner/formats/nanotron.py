@@ -14,6 +14,7 @@ from planner.formats.unsupported import (
     partial_recompute,
     rank_order,
     refuse,
+    second_shards,
     uneven_stages,
     unlike_llama,
 )
@@ -152,7 +153,12 @@ def write_nanotron(work: Work) -> str:
 
     model, job, layout = work.model, work.job, work.layout
     facts = Facts(**facts_of(model, job, layout))  # type: ignore[arg-type]
-    problems = broken(RULES, facts) + rank_order(work, "nanotron") + offloaded(work, "nanotron")
+    problems = (
+        broken(RULES, facts)
+        + rank_order(work, "nanotron")
+        + offloaded(work, "nanotron")
+        + second_shards(work, "nanotron")
+    )
     problems += partial_recompute(work, "nanotron")
     problems += unlike_llama(work, "nanotron", allowed=frozenset({"tied embeddings"}))
     if layout.pp > 1 and work.layers != _stages(model, layout.pp):

@@ -118,7 +118,9 @@ def _stages(setup: Setup, model: ModelSpec | None) -> tuple[tuple[int, ...], lis
 def _shard(setup: Setup, ranks: int) -> Shard:
     """Return the shard groups of ``zero`` over the ranks that hold the same layers."""
     group = setup.shard_ranks or max(1, ranks // max(1, setup.replicas))
-    return Shard.zero(setup.zero, min(group, ranks))
+    second = int(str(setup.options.get("hpz") or 0)) if setup.zero == 3 else 0
+    shard = Shard.zero(setup.zero, min(group, ranks))
+    return replace(shard, secondary=second) if 1 < second < shard.weights else shard
 
 
 def _split(setup: Setup, model: ModelSpec | None) -> Split | None:

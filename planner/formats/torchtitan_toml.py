@@ -5,7 +5,13 @@ from string import Template
 
 from planner.formats.methods import method_problems
 from planner.formats.torchtitan import FLAVORS
-from planner.formats.unsupported import offloaded, partial_recompute, rank_order, refuse
+from planner.formats.unsupported import (
+    offloaded,
+    partial_recompute,
+    rank_order,
+    refuse,
+    second_shards,
+)
 from planner.formats.work import Work
 from planner.layout.layout import Recompute, Shard
 from planner.layout.rule import Facts, broken, facts_of
@@ -55,6 +61,7 @@ def torchtitan_problems_of(work: Work) -> list[str]:
     facts = Facts(**facts_of(work.model, work.job, layout), stages=work.layers)  # type: ignore[arg-type]
     problems = broken(RULES, facts) + rank_order(work, "torchtitan") + offloaded(work, "torchtitan")
     problems += partial_recompute(work, "torchtitan") + method_problems(work, "torchtitan")
+    problems += second_shards(work, "torchtitan")
     if flavor_of(work) is None:
         known = ", ".join(FLAVORS.values())
         problems.append(f"model {work.model.name!r} is no flavor of torchtitan; known: {known}")

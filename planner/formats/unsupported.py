@@ -30,6 +30,16 @@ def offloaded(work: Work, framework: str) -> list[str]:
     ]
 
 
+def second_shards(work: Work, framework: str) -> list[str]:
+    """Return the complaint about a second copy of the weights (hpZ)."""
+    if not work.layout.shard.secondary:
+        return []
+    return [
+        f"{work.layout.label()}: {framework} keeps no second shard of the weights; use --target "
+        "torch or deepspeed"
+    ]
+
+
 def uneven_stages(work: Work, framework: str) -> list[str]:
     """Return the complaint about stages of unequal layers."""
     if len(set(work.layers)) <= 1:

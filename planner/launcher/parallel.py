@@ -30,9 +30,7 @@ def _reshard(layout: LayoutConfig) -> bool | int:
     """
     if layout.offload_weights:
         return True
-    if layout.shard_weights in (1, layout.shard_optimizer):
-        return layout.shard_weights > 1
-    return layout.shard_weights
+    return layout.shard_secondary or layout.shard_weights > 1
 
 
 def _mixtures(stage: Decoder) -> list[MixtureOfExperts]:

@@ -99,6 +99,7 @@ class LayoutConfig:
     shard_weights: int = 1
     shard_gradients: int = 1
     shard_optimizer: int = 1
+    shard_secondary: int = 0
     recompute: str = "none"
     offload_optimizer: float = 0.0
     offload_weights: bool = False

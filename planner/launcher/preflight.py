@@ -46,12 +46,14 @@ def facts(plan: PlanFile) -> Facts:
         offload_optimizer=layout.offload_optimizer,
         offload_weights=layout.offload_weights,
         delayed_update=layout.delayed_update,
+        shard_secondary=layout.shard_secondary,
     )
 
 
 def _size_problems(plan: PlanFile) -> list[str]:
     """Zero sizes, which the divisibility rules could not even be asked about."""
     sizes = {f"layout.{name}": value for name, value in vars(plan.layout).items()}
+    del sizes["layout.shard_secondary"]  # none is 0
     names = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab")
     sizes |= {f"model.{name}": getattr(plan.model, name) for name in names}
     if plan.model.moe is not None:

@@ -54,6 +54,7 @@ class Facts:
     offload_optimizer: float = 0.0
     offload_weights: bool = False
     delayed_update: bool = False
+    shard_secondary: int = 0
 
     @property
     def micro_batches(self) -> int:
@@ -305,9 +306,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "L23", f"{_FSDP}: reshard_after_forward",
         lambda f: f.shard_weights > 1
-        and (f.shard_gradients != f.shard_optimizer or f.shard_optimizer % f.shard_weights > 0),
+        and not f.shard_weights == f.shard_gradients == f.shard_optimizer,
         lambda f: f"shard_weights={f.shard_weights} needs shard_gradients and shard_optimizer "
-        f"equal and a multiple of it; got {f.shard_gradients} and {f.shard_optimizer}",
+        f"equal to it; got {f.shard_gradients} and {f.shard_optimizer}",
     ),
     Rule(
         "L24", "torch/distributed/pipelining/stage.py: backward_maybe_with_nosync",
@@ -341,9 +342,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "L30", f"{_FSDP}/_fsdp_param.py: a secondary shard is cut over dimension 0 only",
-        lambda f: f.experts > 0 and 1 < f.shard_weights < f.shard_optimizer,
-        lambda f: f"shard_weights={f.shard_weights} below shard_optimizer={f.shard_optimizer} "
-        f"is {_NEVER} with experts; try 1 or {f.shard_optimizer}",
+        lambda f: f.experts > 0 and f.shard_secondary > 0,
+        lambda f: f"shard_secondary={f.shard_secondary} is {_NEVER} with experts; try 0",
     ),
     Rule(
         "L31", _OWN,
@@ -398,6 +398,16 @@ RULES: tuple[Rule, ...] = (
         "L40", f"{_OWN}.train: the update ends before the next step begins",
         lambda f: f.delayed_update,
         lambda f: f"delayed_update is {_NEVER}; try without",
+    ),
+    Rule(
+        "L41", f"{_FSDP}: reshard_after_forward",
+        lambda f: f.shard_secondary != 0
+        and (
+            not 1 < f.shard_secondary < f.shard_weights
+            or f.shard_weights % f.shard_secondary > 0
+        ),
+        lambda f: f"shard_secondary={f.shard_secondary} must divide "
+        f"shard_weights={f.shard_weights} and lie below it; 0 for no second copy",
     ),
 )  # fmt: skip
 

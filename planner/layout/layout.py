@@ -22,12 +22,15 @@ class Shard:
 
     Group sizes divide ``dp * cp``; ``weights <= gradients <= optimizer``. ZeRO-1 is ``(1, 1, W)``,
     ZeRO-2 ``(1, W, W)``, ZeRO-3 ``(W, W, W)``, HSDP ``(s, s, s)``
-    (ZeRO, arXiv 1910.02054, 5; PyTorch FSDP, arXiv 2304.11277, 3.2).
+    (ZeRO, arXiv 1910.02054, 5; PyTorch FSDP, arXiv 2304.11277, 3.2), three levels ``(2, 8, W)``
+    (arXiv 2501.04266). ``secondary`` ranks share a second copy of the weights, which the backward
+    pass gathers from (ZeRO++'s hpZ: ``(W, W, W, 8)``, arXiv 2306.10209); 0: there is none.
     """
 
     weights: int = 1
     gradients: int = 1
     optimizer: int = 1
+    secondary: int = 0
 
     @classmethod
     def zero(cls, stage: int, group: int) -> "Shard":
@@ -114,10 +117,15 @@ class Layout:
         return global_batch // (self.dp * self.micro_batch)
 
     def _sharding(self) -> str:
-        """Return ``zero0`` to ``zero3``, or ``hsdp8`` where weights are shared by fewer ranks."""
-        if 1 < self.shard.weights < self.dp * self.cp:
-            return f"hsdp{self.shard.weights}"
-        return f"zero{self.shard.zero_stage()}"
+        """Return ``zero0`` to ``zero3``, ``hsdp8``, or ``shard2-8-64``; with hpZ ``zero3-hpz8``."""
+        shard = self.shard
+        sizes = (shard.weights, shard.gradients, shard.optimizer)
+        second = f"-hpz{shard.secondary}" if shard.secondary else ""
+        if set(sizes) <= {1, self.dp * self.cp} or shard.weights == 1:
+            return f"zero{shard.zero_stage()}{second}"
+        if len(set(sizes)) == 1:
+            return f"hsdp{shard.weights}{second}"
+        return "shard" + "-".join(map(str, sizes)) + second
 
     def label(self) -> str:
         """Return a short name such as ``tp8 pp4 dp2 mb1 zero1 selective``."""

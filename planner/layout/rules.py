@@ -59,6 +59,14 @@ def _shard_problems(layout: Layout) -> list[str]:
         for name, size in sizes.items()
         if ranks % size
     ]
+    second = shard.secondary
+    if second and (ranks % second or not 1 < second < shard.weights):
+        problems.append(
+            f"shard secondary={second} is none of the group sizes below weights={shard.weights} "
+            f"that divide {ranks}; try {near(second, lambda n: ranks % n == 0, shard.weights - 1)}"
+        )
+    if second and layout.pp > 1:
+        problems.append("a pipeline keeps whole weights; shard secondary needs pp 1")
     if not shard.weights <= shard.gradients <= shard.optimizer:
         problems.append("shard must rise from weights over gradients to optimizer (ZeRO 1, 2, 3)")
     return problems

@@ -54,5 +54,6 @@ def torch_target_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> lis
         offload_optimizer=layout.offload_optimizer,
         offload_weights=layout.offload_weights,
         delayed_update=layout.delayed_update,
+        shard_secondary=shard.secondary,
     )
     return broken_rules(facts)

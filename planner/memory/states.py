@@ -62,12 +62,13 @@ def state_bytes(
     whole = layout.pp > 1
     # FSDP gathers from the fp32 weights that the optimizer updates; there is no 2-byte copy
     copied = whole or not (software.sharded_master and 1 < shard.weights == shard.optimizer)
-    frozen = 0.0
+    frozen, whole_model = 0.0, local
     if trained is not None:
         frozen = WEIGHT_BYTES * divided(local, 1 if whole else shard.weights)
         local = trained
+    second = WEIGHT_BYTES * divided(whole_model, shard.secondary) if shard.secondary else 0.0
     states = StateBytes(
-        frozen + copied * WEIGHT_BYTES * divided(local, 1 if whole else shard.weights),
+        frozen + copied * WEIGHT_BYTES * divided(local, 1 if whole else shard.weights) + second,
         software.gradient_bytes * divided(local, 1 if whole else shard.gradients),
         kept_bytes(optimizer, software.optimizer_bytes, *sharded_by_kind(local, layout)),
     )

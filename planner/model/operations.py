@@ -63,6 +63,7 @@ class Collective(NamedTuple):
     copies: int = 1  # of each row, to members chosen at random; one copy serves a whole domain
     open_share: float = 1.0  # of the group's domains, those that a row may go to
     of_product: bool = False  # gathers what a product takes: quantised, where products are
+    open_chunk: float = 0.0  # share that nothing runs beside, where it is cut into chunks
 
 
 Operation = Gemm | Attention | Elementwise | Collective
@@ -398,14 +399,16 @@ def backward(operation: Operation, software: SoftwareSpec) -> tuple[Operation, .
         return (operation._replace(name=name, moved_bytes=2 * operation.moved_bytes),)
     kind = _MIRROR.get(operation.kind, operation.kind)
     mirrored = operation._replace(kind=kind, name=f"{operation.name} backward")
+    if operation.open_chunk:
+        mirrored = mirrored._replace(hidden_behind="dgrad")
     if operation.axis != "tp" or operation.kind == "reduce_scatter":
-        return (mirrored,)  # its result feeds the next product: nothing to run behind
+        return (mirrored,)  # feeds the next product: behind its chunks, or nothing
     if software.overlap_tp_wgrad:
-        mirrored = mirrored._replace(hidden_behind="wgrad")
+        mirrored = mirrored._replace(hidden_behind="wgrad", open_chunk=0.0)
     if operation.kind != "all_gather" or not software.regather_sequence:
         return (mirrored,)
     # only the shard was kept: gather again for the weight gradient, behind the input gradient where
     # the software overlaps at all
-    behind = "dgrad" if software.overlap_regather else ""
-    again = operation._replace(name=f"{operation.name} again", hidden_behind=behind)
+    behind = "dgrad" if software.overlap_regather or operation.open_chunk else ""
+    again = operation._replace(name=f"{operation.name} again", hidden_behind=behind, open_chunk=0.0)
     return mirrored, again

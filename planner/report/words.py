@@ -44,8 +44,12 @@ def sharding(layout: LayoutRecord) -> str:
     stage = sum(size > 1 for size in sizes)
     if stage == 0:
         return ""
-    widest = max(sizes)
-    return f"ZeRO-{stage}" + (f" over {widest} of {ranks} ranks" if widest < ranks else "")
+    widest, second = max(sizes), layout.shard_secondary
+    if len({size for size in sizes if size > 1}) > 1:
+        words = "weights over {}, gradients over {}, optimizer over {} ranks".format(*sizes)
+    else:
+        words = f"ZeRO-{stage}" + (f" over {widest} of {ranks} ranks" if widest < ranks else "")
+    return words + (f" with a second copy of the weights over {second}" if second else "")
 
 
 def layout_words(layout: LayoutRecord) -> str:

@@ -216,6 +216,7 @@ def layout_record(layout: Layout, step: StepEstimate) -> LayoutRecord:
         shard_weights=layout.shard.weights,
         shard_gradients=layout.shard.gradients,
         shard_optimizer=layout.shard.optimizer,
+        shard_secondary=layout.shard.secondary,
         recompute=recompute,
         offload_fraction=layout.offload.fraction,
         offload_target=layout.offload.target,

@@ -36,6 +36,8 @@ def _halved_dp(layout: Layout, **degrees: int) -> Layout | None:
     ranks = dp * cp
     old = layout.shard
     shard = Shard(*(min(size, ranks) for size in (old.weights, old.gradients, old.optimizer)))
+    if old.secondary < shard.weights:
+        shard = replace(shard, secondary=old.secondary)
     return replace(layout, dp=dp, shard=shard, **degrees)  # type: ignore[arg-type]
 
 

@@ -25,6 +25,8 @@ def _paid_by_dp(layout: Layout, name: str, size: int) -> tuple[str, Layout] | No
     whole = layout.dp * layout.cp
     sizes = (layout.shard.weights, layout.shard.gradients, layout.shard.optimizer)
     shard = Shard(*(ranks if one == whole > 1 else min(one, ranks) for one in sizes))
+    if layout.shard.secondary < shard.weights:
+        shard = replace(shard, secondary=layout.shard.secondary)
     changed = replace(layout, dp=dp, shard=shard, **{name: size})  # type: ignore[arg-type]
     split = changed.tp > 1 and (layout.tp == 1 or layout.sequence_parallel)
     vpp = layout.vpp if changed.pp > 1 else 1

@@ -10,7 +10,7 @@ from planner.layout.rules_megatron import megatron_problems
 from planner.layout.rules_torch import torch_target_problems
 from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
-from planner.spec.software import MEGATRON_CORE, TORCH_LAUNCHER
+from planner.spec.software import DEEPSPEED, MEGATRON_CORE, TORCH_LAUNCHER, ZERO_PP
 
 Problems = Callable[[ModelSpec, JobSpec, Layout], list[str]]
 
@@ -35,6 +35,12 @@ class Target:
 TARGETS = {
     "torch": Target("torch", TORCH_LAUNCHER, torch_target_problems, False, V_SHAPED, True),
     "megatron": Target("megatron", MEGATRON_CORE, megatron_problems, True),
+}
+
+# Priced, never searched: nobody is asked whether a layout starts, and no program is written.
+PRICED = {
+    "deepspeed": Target("deepspeed", DEEPSPEED, None, True),
+    "zero++": Target("zero++", ZERO_PP, None, True),
 }
 
 

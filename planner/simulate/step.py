@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.compute import mean_peak
-from planner.cost.data_parallel import replicas, shares, sync_s, update_s
+from planner.cost.data_parallel import sync_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import PassCost, Prices, Seconds
 from planner.cost.offload import host_update, link_bytes_per_s
+from planner.cost.sharded import gradient_copies, layer_exchanges, weight_bytes, weight_refresh
 from planner.errors import LayoutError
 from planner.layout.layout import Layout, Recompute
 from planner.layout.local import (
@@ -22,7 +23,6 @@ from planner.layout.local import (
 )
 from planner.layout.stages import Split, StageLayers, stage_layers, together
 from planner.memory.estimate import RankMemory, peak_memory
-from planner.memory.states import WEIGHT_BYTES
 from planner.model.flops import model_flops_per_token
 from planner.schedule.kinds import Kind, chunks_of, kind_of, schedule_name, stage_of
 from planner.schedule.passes import Order
@@ -34,7 +34,6 @@ from planner.spec.cluster import ClusterSpec
 
 FloatArray = NDArray[np.float64]
 NOTHING = Seconds()
-LAYER_BUCKET = float("inf")  # fully sharded layers travel whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +141,13 @@ def _sharded_layer_s(
     model, cluster, software = prices.model, prices.cluster, prices.job.software
     one = StageLayers(int(not moe_layer), int(moe_layer))
     local = stage_local(model, one, layout.tp, layout.ep, layout.etp)
-    parts = shares(local, layout, cluster, shard.gradients)
-    backward = 0.0
-    if not prices.job.lora_rank:
-        backward, _ = sync_s("reduce_scatter", parts, software.reduce_bytes, LAYER_BUCKET, cluster)
-    forward = 0.0
-    if shard.weights > 1:
-        parts = shares(local, layout, cluster, shard.weights)
-        forward, _ = sync_s("all_gather", parts, WEIGHT_BYTES, LAYER_BUCKET, cluster)
-        backward += forward
+    exchanges = layer_exchanges(local, layout, cluster, software)
+    if prices.job.lora_rank:  # adapters' gradients are few
+        exchanges = tuple(one for one in exchanges if one.tensor == "weights")
+    forward, backward = (
+        sum(exchange.seconds(cluster) for exchange in exchanges if exchange.phase == phase)
+        for phase in ("forward", "backward")
+    )
     if not software.overlap_param_gather:
         return forward, backward
     return (
@@ -212,15 +209,9 @@ def _gradient_tail_s(
     prices: Prices, layout: Layout, local: LocalParameters, last_s: float
 ) -> float:
     """Seconds of gradient reduction after the last backward pass, which took ``last_s``."""
-    software, shard = prices.job.software, layout.shard
-    kind = "all_reduce"
-    if shard.gradients > 1 and layout.pp == 1:  # scattered layer by layer; copies remain
-        parts = replicas(local, layout, prices.cluster, shard.gradients)
-    else:
-        parts = shares(local, layout, prices.cluster)
-        if shard.optimizer > 1 and software.reduce_scatter_gradients:
-            kind = "reduce_scatter"
-    total, last = sync_s(kind, parts, software.reduce_bytes, software.bucket_bytes, prices.cluster)
+    software, cluster = prices.job.software, prices.cluster
+    kind, parts, bytes_each = gradient_copies(local, layout, cluster, software)
+    total, last = sync_s(kind, parts, bytes_each, software.bucket_bytes, cluster)
     late = software.reduces_after_pipeline and layout.pp > 1
     if late or not software.overlap_grad_reduce:
         return total
@@ -231,12 +222,11 @@ def _weight_gather_s(
     prices: Prices, layout: Layout, local: LocalParameters, first_s: float
 ) -> float:
     """Seconds of gathering updated weights that the first forward pass does not hide."""
-    software, shard = prices.job.software, layout.shard
-    if shard.optimizer == 1 or (shard.weights > 1 and layout.pp == 1):
+    software, parts = prices.job.software, weight_refresh(local, layout, prices.cluster)
+    if parts is None:
         return 0.0
-    parts = shares(local, layout, prices.cluster, shard.optimizer)
     bucket = software.gather_bucket_bytes
-    total, one = sync_s("all_gather", parts, WEIGHT_BYTES, bucket, prices.cluster)
+    total, one = sync_s("all_gather", parts, weight_bytes(software), bucket, prices.cluster)
     if not software.overlap_param_gather:
         return total
     return one + _left_exposed(total - one, first_s, prices.cluster.gpu.interference)

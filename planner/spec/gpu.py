@@ -98,6 +98,7 @@ class GpuSpec(BaseModel):
     memory_bytes: Bytes = Field(description="As the driver reports it.")
     hbm_bytes_per_s: BytesPerS
     sm_count: PositiveInt
+    power_w: float = Field(0.0, ge=0, description="Rated power (TDP); 0: not known.")
     peak_flops: dict[str, FlopsPerS] = Field(description="Dense peak by dtype: bf16, fp16, fp8…")
     sustained_fraction: PositiveFloat = Field(
         1.0, le=4, description="Clock in long training steps ÷ clock in short benchmarks."

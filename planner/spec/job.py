@@ -128,8 +128,21 @@ class SoftwareSpec(BaseModel):
         "one early as zero-bubble runtimes do.",
     )
     overlap_param_gather: bool = True
+    quantised_weight_gather: bool = Field(
+        False, description="Sharded weights are gathered as 8-bit blocks (ZeRO++'s qwZ)."
+    )
+    quantised_gradient_reduction: bool = Field(
+        False,
+        description="Sharded gradients are summed by all-to-alls of 4-bit blocks, inside a node "
+        "and then across (ZeRO++'s qgZ).",
+    )
     overlap_tp_wgrad: bool = Field(
         True, description="Backward TP collectives run behind the weight-gradient product."
+    )
+    tp_overlap_chunks: PositiveInt = Field(
+        1,
+        description="Sequence-parallel collectives run in so many chunks beside the product that "
+        "they feed or follow (MegaScale, --tp-comm-overlap); 1: before or after it.",
     )
     overlap_pipeline: bool = Field(False, description="Sends and receives run behind compute.")
     scatter_gather_pipeline: bool = Field(
@@ -180,6 +193,17 @@ class SoftwareSpec(BaseModel):
         return hash(self.name)
 
 
+class RoutingSpec(BaseModel):
+    """How unevenly tokens are routed to the ranks that hold experts; 1 is even."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fullest_rank: float = Field(1.0, ge=1, description="Tokens of the fullest rank ÷ the mean.")
+    exchanged: float = Field(
+        1.0, ge=0, description="Tokens that a rank receives at most ÷ those of even routing."
+    )
+
+
 class JobSpec(BaseModel):
     """One training job. Batch sizes are in sequences, lengths in tokens."""
 
@@ -197,6 +221,7 @@ class JobSpec(BaseModel):
     )
     optimizer: str = Field("adamw", description=f"One of {', '.join(OPTIMIZERS)}.")
     software: SoftwareSpec = SoftwareSpec()
+    routing: RoutingSpec = RoutingSpec()
 
     @field_validator("optimizer")
     @classmethod

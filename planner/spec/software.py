@@ -75,6 +75,12 @@ MEGATRON_CORE = SoftwareSpec(
     # 9 % more; 10 of Megatron-Bridge and NeMo, which state less, at 0.87 to 1.12
     memory_spread=(0.88, 1.12),
 )
+# MegaScale (NSDI 24), section 3: Megatron-LM of 2023 with FlashAttention 2 and fused kernels, and
+# all three kinds of communication behind compute. How many chunks it cuts is not said; four, as
+# Transformer Engine splits for --tp-comm-overlap (from memory).
+MEGASCALE = MEGATRON_CORE.model_copy(
+    update={"name": "megascale", "flash_version": 2, "tp_overlap_chunks": 4}
+)
 # torch FSDP and its users: FlashAttention 2 behind SDPA, 2-byte gradients on the wire, gradients
 # added by a kernel of their own, gathered sequence-parallel inputs kept (torch DTensor).
 TORCH_FSDP = SoftwareSpec(
@@ -116,6 +122,14 @@ DEEPSPEED_FP16 = DEEPSPEED.model_copy(
         "gradient_bytes": 2,
         "optimizer_temporary_bytes": 0.0,
         "overlap_param_gather": False,
+    }
+)
+# ZeRO++ (arXiv 2306.10209): both formats; --shard states the second copy. Stage 3 overlaps.
+ZERO_PP = DEEPSPEED.model_copy(
+    update={
+        "name": "zero++",
+        "quantised_weight_gather": True,
+        "quantised_gradient_reduction": True,
     }
 )
 # The torch launcher of this package: FSDP2, DTensor tensor parallelism, torch pipelining with

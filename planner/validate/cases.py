@@ -368,6 +368,8 @@ def read_case(row: dict[str, str]) -> Case:
     )
     try:
         model = read_model(cells)
+        if defaults.parallel_block:
+            model = model.model_copy(update={"parallel_block": True})
         layout = read_layout(cells, defaults, gpus, global_batch)
         cluster = machine(
             row["gpu"],

@@ -10,6 +10,7 @@ from planner.spec.job import SoftwareSpec
 from planner.spec.software import (
     DEEPSPEED,
     DEEPSPEED_FP16,
+    MEGASCALE,
     MEGATRON_2022,
     MEGATRON_CORE,
     MEGATRON_DEEPSPEED,
@@ -29,6 +30,7 @@ class Defaults:
     its selective recompute repeats whole layers, a share of them that rows do not state. Adapters
     of runs with LoRA: rank 32 and all four matrices of a layer are Megatron-Bridge's defaults
     (peft/lora.py); NeMo 1 has them beside qkv (megatron_gpt_finetuning_config.yaml).
+    ``parallel_block``: it trains GPTs whose attention and MLP read the same input.
     """
 
     software: SoftwareSpec
@@ -39,6 +41,7 @@ class Defaults:
     selective_share: bool = False
     lora_rank: int = 32
     lora_targets: tuple[str, ...] = ("qkv", "projection", "mlp up", "mlp down")
+    parallel_block: bool = False
 
 
 def _but(software: SoftwareSpec, name: str, **changes: object) -> SoftwareSpec:
@@ -109,7 +112,7 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
             1,
         ),
     ),
-    (r"MegaScale", Defaults(_but(MEGATRON_CORE, "megascale"), 2, "selective", True)),
+    (r"MegaScale", Defaults(MEGASCALE, 2, "selective", True, parallel_block=True)),
     # its runs (examples/pretrain_zero_bubble.sh, v0.1.0) set CUDA_DEVICE_MAX_CONNECTIONS=1, under
     # which transfers run in line with compute: zbpp_utils.py asks for 8 to overlap them
     (r"zero-bubble", Defaults(_but(MEGATRON_2022, "zero-bubble"))),

@@ -47,6 +47,38 @@ def test_json_says_the_same(question: str, verdict: str, code: int) -> None:
     assert expected.get(code, low <= found["capacity_bytes"] < high)
 
 
+def test_groups_of_each_tensor_can_be_stated() -> None:
+    """Weights over 8, the rest over all: more weights, as few gradients, nothing else changed."""
+    job = f"llama-3-8b {JOB} --recompute full --target deepspeed"
+    memory = {
+        shard: json.loads(planner(f"check {job} --shard {shard} --json").stdout)["memory_bytes"]
+        for shard in ("64,64,64", "64,64,64,8", "8,64,64", "1,64,64")
+    }
+    by_stage = {
+        zero: json.loads(planner(f"check {job} --zero {zero} --json").stdout)["memory_bytes"]
+        for zero in (2, 3)
+    }
+
+    assert memory["64,64,64"] == by_stage[3]
+    assert memory["1,64,64"] == by_stage[2]
+    assert memory["64,64,64"] < memory["8,64,64"] < memory["64,64,64,8"] < memory["1,64,64"]
+
+
+@pytest.mark.parametrize(
+    ("shard", "said"),
+    [
+        ("8", "--shard: '8' is no list of group sizes"),
+        ("2,8,x", "--shard: '2,8,x' is no list of group sizes"),
+        ("0,8,64", "--shard: '0,8,64' has a group of 0 ranks"),
+    ],
+)
+def test_groups_that_are_none_are_refused(shard: str, said: str) -> None:
+    result = planner(f"check llama-3-8b {JOB} --shard {shard}")
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
 def test_every_broken_rule_is_listed_at_once() -> None:
     question = "--tp 16 --pp 4 --vpp 24 --ep 2"
     result = planner(f"check llama-3-70b {JOB} {question}", columns=300)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.cost.collectives import Group, collective_s
-from planner.cost.data_parallel import replicas, shares, sync_s, update_s
+from planner.cost.data_parallel import between, shares, sync_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.layout.layout import Layout, Shard
 from planner.layout.local import LocalParameters
@@ -65,14 +65,14 @@ def test_a_sharding_over_fewer_ranks_takes_the_innermost() -> None:
 
 
 def test_hybrid_sharding_reduces_the_shards_across_nodes() -> None:
-    parts = replicas(LOCAL, Layout(dp=64, shard=Shard(8, 8, 8)), DGX, 8)
+    parts = between(LOCAL, Layout(dp=64, shard=Shard(8, 8, 8)), DGX, 8)
 
     assert parts.dense == LOCAL.dense / 8
     assert parts.dense_group == Group(8, 1, 8)
 
 
 def test_fully_sharded_tensors_have_no_copies() -> None:
-    parts = replicas(LOCAL, Layout(dp=64), DGX, 64)
+    parts = between(LOCAL, Layout(dp=64), DGX, 64)
 
     assert parts.dense_group.ranks == 1
     assert sync_s("all_reduce", parts, 4, 1e8, DGX) == (0.0, 0.0)

@@ -78,6 +78,19 @@ def test_a_plan_written_is_read_back(plan: Plan) -> None:
         assert getattr(back.job.software, name) == getattr(work.job.software, name)
 
 
+@pytest.mark.parametrize(("tp", "chunks"), [(2, 4), (1, 1)])
+def test_tensor_parallel_overlap_is_written_where_it_can_be(tp: int, chunks: int) -> None:
+    plan = build_plan(tp=tp, dp=8 // tp, sequence_parallel=tp > 1)
+    overlapping = plan.job.software.model_copy(update={"name": "chunks", "tp_overlap_chunks": 4})
+    job = plan.job.model_copy(update={"software": overlapping})
+    work = work_of_plan(plan.model_copy(update={"job": job}))
+
+    setup = read(write_megatron(work))
+    back = work_of_setup(setup, settle(setup), work.per_node)
+
+    assert back.job.software.tp_overlap_chunks == chunks
+
+
 def test_random_plans_are_of_every_kind() -> None:
     assert len(WRITABLE) == len(PLANS) == 100
     for feature in ("vpp", "cp", "ep", "etp", "tp", "pp"):

@@ -22,12 +22,13 @@ BF16_TOLERANCE = 0.01  # 8 bits of mantissa, losses near 4
 SIXTEEN = job(global_batch=16)  # four micro-batches on each of four data-parallel ranks
 
 
-def sharded(weights: int, gradients: int, optimizer: int) -> Plan:
+def sharded(weights: int, gradients: int, optimizer: int, secondary: int = 0) -> Plan:
     return build_plan(
         dp=4,
         shard_weights=weights,
         shard_gradients=gradients,
         shard_optimizer=optimizer,
+        shard_secondary=secondary,
         job_spec=SIXTEEN,
     )
 
@@ -50,7 +51,7 @@ PLANS: dict[str, Plan] = {
     "zero2 over half": sharded(1, 2, 2),
     "zero3": sharded(4, 4, 4),
     "hsdp": sharded(2, 2, 2),
-    "zero++ secondary shard": sharded(2, 4, 4),
+    "zero++ secondary shard": sharded(4, 4, 4, 2),
     "zero3 recompute": build_plan(dp=4, zero=3, recompute_layers=3),
     "tp4": build_plan(SMALL, **TP4),
     "tp4 sp": build_plan(SMALL, **TP4, **SP),

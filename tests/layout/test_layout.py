@@ -66,6 +66,9 @@ def test_sharding_over_one_rank_is_none() -> None:
 LABELS = [
     (Layout(tp=8, pp=4, dp=2, shard=Shard(1, 1, 2)), "tp8 pp4 dp2 mb1 zero1"),
     (Layout(dp=64, micro_batch=4, shard=Shard(8, 8, 8)), "dp64 mb4 hsdp8"),
+    (Layout(dp=64, shard=Shard(64, 64, 64, 8)), "dp64 mb1 zero3-hpz8"),
+    (Layout(dp=64, shard=Shard(2, 8, 64)), "dp64 mb1 shard2-8-64"),
+    (Layout(dp=64, shard=Shard(1, 1, 8)), "dp64 mb1 zero1"),
     (Layout(dp=8, shard=Shard.zero(3, 8)), "dp8 mb1 zero3"),
     (Layout(tp=2, ep=8, dp=4, etp=1), "tp2 dp4 ep8 mb1 zero0"),
     (Layout(pp=8, vpp=3, recompute=Recompute.FULL), "pp8 vpp3 mb1 zero0 recompute-full"),

@@ -106,6 +106,10 @@ def test_illegal_expert_layouts(layout: Layout, message: str) -> None:
             "shard weights=3 does not divide the 8 ranks that hold the same layers; try 2 or 4",
         ),
         (
+            Layout(dp=8, shard=Shard(8, 8, 8, 8)),
+            "shard secondary=8 is none of the group sizes below weights=8 that divide 8; try 4",
+        ),
+        (
             Layout(dp=8, shard=Shard(8, 4, 2)),
             "shard must rise from weights over gradients to optimizer (ZeRO 1, 2, 3)",
         ),

@@ -40,7 +40,7 @@ def plan(global_batch: int, zero: int = 0, model: ModelSpec = MODEL, **layout: A
 SP: dict[str, Any] = {"sequence_parallel": True}
 HSDP: dict[str, Any] = {"shard_weights": 4, "shard_gradients": 4, "shard_optimizer": 4}
 ALL: dict[str, Any] = {"shard_weights": 8, "shard_gradients": 8, "shard_optimizer": 8}
-HPZ: dict[str, Any] = {"shard_weights": 2, "shard_gradients": 8, "shard_optimizer": 8}
+HPZ: dict[str, Any] = {**ALL, "shard_secondary": 2}
 
 HOST: dict[str, Any] = {"offload_optimizer": 1.0}
 HOST_WEIGHTS: dict[str, Any] = HOST | {"offload_weights": True}

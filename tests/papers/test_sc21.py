@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from planner.goodput.operations import Stated, checkpoint_bytes
+from planner.goodput.run import Prices, run_cost
 from planner.layout.layout import Layout
 from planner.model.flops import model_flops_per_token
 from planner.model.operations import Collective, Shape, attention_operations, mlp_operations
@@ -18,6 +20,7 @@ from planner.spec.model import ModelSpec
 from planner.spec.software import MEGATRON_2022
 from planner.validate.cases import Case, read_case, read_rows
 from planner.validate.replay import estimate_case
+from tests.formats.plans import build_plan
 from tests.properties.strategies import gpt, software
 
 TABLE_1 = read_rows(Path(__file__).parents[1] / "data" / "papers" / "sc21_table_1.csv")
@@ -147,6 +150,36 @@ def test_gpt_3_in_34_days() -> None:
     assert days == pytest.approx(34, abs=1.5)
     # the same without the recomputed forward pass is what MFU counts
     assert model_flops_per_token(model, 2048) == pytest.approx(0.75 * flops_per_token, rel=0.02)
+
+
+# section 5.10: a row of table 1 and what GPT-3 has instead, tokens, days
+GPT_3 = {"n_layers": "96", "n_gpus": "1024", "dp": "16", "gbs": "1536"}
+RUNS = [("GPT-145.6B", GPT_3, 300e9, 34), ("GPT-1008B", {}, 450e9, 84)]
+
+
+@pytest.mark.parametrize(("name", "instead", "tokens", "days"), RUNS)
+def test_days_of_a_run(name: str, instead: dict[str, str], tokens: float, days: float) -> None:
+    """The rule 8 T P / (N X) knows no failures; X is what we estimate, not what was measured."""
+    row = next(row for row in TABLE_1 if row["model"] == name)
+    case = of_2021(read_case(row | instead))
+    seconds = estimate_case(case).step_time_s
+    plan = build_plan(
+        case.model, job_spec=case.job, cluster_spec=case.cluster,
+        **{axis: getattr(case.layout, axis) for axis in ("tp", "pp", "dp")},
+    )  # fmt: skip
+    times = dict.fromkeys(("step_time_s", "step_time_low_s", "step_time_high_s"), seconds)
+    plan = plan.model_copy(update={"estimate": plan.estimate.model_copy(update=times)})
+
+    cost = run_cost(plan, tokens, Stated(), Prices())
+
+    assert cost.gpus == case.layout.gpus
+    assert cost.undisturbed_s / 86400 == pytest.approx(days, rel=0.06)
+    assert 1.02 < cost.days / (cost.undisturbed_s / 86400) < 1.08
+
+
+def test_checkpoint_of_the_largest_model() -> None:
+    """Section 5.10: 13.8 TB; ours holds the fp32 weights, momentum, variance and 2-byte weights."""
+    assert checkpoint_bytes(gpt(128, 25600, 160), MEGATRON_2022) == pytest.approx(13.8e12, rel=0.03)
 
 
 def test_in_flight_of_gpt_3() -> None:

@@ -84,10 +84,13 @@ def no(question: Question) -> NoFit:
     return found
 
 
+PARTS = ("weights", "gradients", "optimizer", "secondary")
+
+
 def layout_of(plan: Plan) -> Layout:
     """Read the layout of a plan back."""
     record = plan.layout.model_dump()
-    shard = Shard(*(record.pop(f"shard_{part}") for part in ("weights", "gradients", "optimizer")))
+    shard = Shard(*(record.pop(f"shard_{part}") for part in PARTS))
     offload = Offload(record.pop("offload_fraction"), record.pop("offload_target"))
     parts = {"shard": shard, "offload": offload, "recompute": Recompute(record["recompute"])}
     return Layout(**record | parts)

@@ -71,8 +71,8 @@ def test_every_value_has_a_source(name: str) -> None:
     assert stated == cluster.sources.keys()
 
 
-def test_eleven_clusters_ship() -> None:
-    assert len(cluster_names()) == 11
+def test_twelve_clusters_ship() -> None:
+    assert len(cluster_names()) == 12
     assert cluster_names() == tuple(sorted(cluster_names()))
 
 

@@ -77,7 +77,16 @@ def test_every_profile_is_complete(name: str) -> None:
     assert set(gpu.collectives) == KINDS
     assert gpu.gemm.keys() <= gpu.peak_flops.keys()
     assert 128 in gpu.attention
-    sourced = {"memory_bytes", "peak_flops", "gemm", "attention", "collectives", "launch_s"}
+    assert gpu.power_w > 0
+    sourced = {
+        "power_w",
+        "memory_bytes",
+        "peak_flops",
+        "gemm",
+        "attention",
+        "collectives",
+        "launch_s",
+    }
     assert sourced <= gpu.sources.keys()
 
 
