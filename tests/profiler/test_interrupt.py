@@ -113,7 +113,7 @@ def test_a_rank_that_stops_is_named(tmp_path: Path) -> None:
         os.kill(stopped, signal.SIGSTOP)
         _, said = running.communicate(timeout=120)
 
-    assert running.returncode == 1
+    assert running.returncode == 2
     assert "no progress for 5 s in " in said
     assert "rank 1 does not answer" in said
     assert "what is measured is kept" in said
