@@ -55,6 +55,7 @@ class RunRecord(BaseModel):
     etp: PositiveInt = 1
     micro_batch: PositiveInt = 1
     zero: Annotated[int, Field(ge=0, le=3)] = 1
+    shard: str | None = Field(None, description="Group sizes W,G,O[,S] instead of zero.")
     recompute: str = "none"
     sequence_parallel: bool = True
     optimizer: str = "adamw"
