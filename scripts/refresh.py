@@ -146,7 +146,8 @@ def refresh_questions() -> None:
         new = part
         with TemporaryDirectory() as folder:
             for step in steps(part):
-                new = new.replace(step.shown, answered(step, folder), 1) if step.shown else new
+                shown = answered(step, folder)  # also of a command without lines: it writes a plan
+                new = new.replace(step.shown, shown, 1) if shown else new
         text = text.replace(part, new)
     page.write_text(text, encoding="utf-8")
 
