@@ -7,38 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from planner.api import check, estimate, recommend
     from planner.errors import PlannerError
-    from planner.layout.layout import Layout
+    from planner.layout.layout import Layout, Shard
     from planner.plan import Plan
-    from planner.search.answer import recommend
-    from planner.simulate.step import estimate_step
-    from planner.spec.cluster import ClusterSpec, load_cluster
+    from planner.spec.cluster import load_cluster
     from planner.spec.huggingface import load_model
     from planner.spec.job import JobSpec
-    from planner.spec.model import ModelSpec
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "ClusterSpec": "planner.spec.cluster",
     "JobSpec": "planner.spec.job",
     "Layout": "planner.layout.layout",
-    "ModelSpec": "planner.spec.model",
     "Plan": "planner.plan",
     "PlannerError": "planner.errors",
-    "estimate_step": "planner.simulate.step",
+    "Shard": "planner.layout.layout",
+    "check": "planner.api",
+    "estimate": "planner.api",
     "load_cluster": "planner.spec.cluster",
     "load_model": "planner.spec.huggingface",
-    "recommend": "planner.search.answer",
+    "recommend": "planner.api",
 }
 __all__ = [
-    "ClusterSpec",
     "JobSpec",
     "Layout",
-    "ModelSpec",
     "Plan",
     "PlannerError",
-    "estimate_step",
+    "Shard",
+    "check",
+    "estimate",
     "load_cluster",
     "load_model",
     "recommend",

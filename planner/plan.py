@@ -5,6 +5,7 @@ inputs, so a plan can be checked and re-estimated without the files it came from
 """
 
 from html import escape
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +13,7 @@ from planner.layout.layout import Layout, Offload, Recompute, Shard
 from planner.layout.stages import Split
 from planner.schedule.kinds import kind_of, stage_of
 from planner.spec.cluster import ClusterSpec
+from planner.spec.files import load
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 from planner.units import format_bytes, format_s
@@ -228,6 +230,11 @@ class Plan(BaseModel):
         (), description="Simulated layouts that no other beats in both step time and free memory."
     )
     command: str = Field("", description="The command that made this plan, where one did.")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read the file that ``planner recommend --output`` wrote; SpecError where it is none."""
+        return load(cls, path)
 
     def to_layout(self) -> Layout:
         """Return the layout as the rules and the cost model take it."""

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from quoted import Step, fresh, sections, steps
+
 from planner.report.accuracy import share
 from planner.validate.cases import read_rows
 from planner.validate.table import ErrorTable, error_table, estimates, yardsticks
@@ -48,6 +50,10 @@ FILES = (
     ("convert", "convert train.sh --to nanotron --gpus 64 --set PP=1", 0),
 )
 SPEEDS = (("speed", SPEED, 0), ("measured", f"{SPEED} --measured 95s", 0))
+SIMULATED = (
+    "recommend llama-3-70b --cluster dgx-h100 --nodes 4 --global-batch 64 --seq-len 4096 "
+    "--target megatron --output plan32.json"
+)
 TINY = (
     "recommend tiny-llama --cluster dgx-h100 --nodes 1 --global-batch 16 --seq-len 64 "
     "--output tiny.json"
@@ -117,6 +123,35 @@ def measure_peers(fits: Path) -> None:
         replace(page, "collectives", run(command, str(ROOT)))
 
 
+def answered(step: Step, folder: str) -> str:
+    """Return the lines that a page shows below a command, with the numbers of today."""
+    words = step.command.split()
+    if words[0] == "cat":
+        (Path(folder) / words[1]).write_text(step.shown, encoding="utf-8")
+        return step.shown
+    place = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, cwd=folder, env=place, capture_output=True, text=True)
+    shown = fresh(step.shown, done.stdout)
+    if shown is None:
+        sys.exit(f"questions.md: {step.command} prints other words\n{done.stdout}{done.stderr}")
+    return shown
+
+
+def refresh_questions() -> None:
+    """Write the numbers of docs/questions.md anew; its words are a person's."""
+    page = ROOT / "docs/questions.md"
+    text = page.read_text(encoding="utf-8")
+    for part in sections(text).values():
+        new = part
+        with TemporaryDirectory() as folder:
+            for step in steps(part):
+                shown = answered(step, folder)  # also of a command without lines: it writes a plan
+                new = new.replace(step.shown, shown, 1) if shown else new
+        text = text.replace(part, new)
+    page.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     """Refresh all of them."""
     if len(sys.argv) != 2:
@@ -137,6 +172,11 @@ def main() -> None:
             for name, words, code in shown:
                 file = ROOT / f"docs/{page}.md"
                 replace(file, name, block(planner(words, folder, code)))
+        planner(SIMULATED, folder)
+        trace = "simulate plan32.json --trace step.json.gz"
+        shown = planner(trace, folder).replace("plan32.json", "plan.json")
+        replace(ROOT / "docs/simulate.md", "simulate", block(shown))
+        refresh_questions()
         (Path(folder) / "train.sh").write_text(SCRIPT, encoding="utf-8")
         formats = ROOT / "docs/formats.md"
         replace(formats, "script", block(f"$ cat train.sh\n{SCRIPT.rstrip()}"))

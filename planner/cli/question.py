@@ -7,18 +7,15 @@ from planner.cli.request import (
     Method,
     chosen_cluster,
     chosen_job,
-    chosen_target,
     offload_named,
     with_calibration,
 )
 from planner.errors import LayoutError, SpecError
 from planner.layout.layout import Layout, Recompute, Shard
-from planner.layout.rules import layout_problems
 from planner.layout.stages import Split
-from planner.memory.host import host_problems
-from planner.memory.room import offload_refusals
 from planner.plan import Plan
-from planner.search.targets import PRICED, TARGETS, Target
+from planner.search.legal import broken_rules
+from planner.search.targets import PRICED, TARGETS, Target, chosen_target
 from planner.spec.cluster import ClusterSpec
 from planner.spec.files import load
 from planner.spec.huggingface import load_model
@@ -93,13 +90,9 @@ class Question:
 
     def problems(self) -> list[str]:
         """Return every rule that the layout breaks, of any program and of the target."""
-        found = layout_problems(self.model, self.cluster, self.job, self.layout)
-        if self.target.problems:
-            found += self.target.problems(self.model, self.job, self.layout)
-        if not found:
-            asked = (self.model, self.cluster, self.job, self.layout, self.split)
-            found = offload_refusals(*asked) or host_problems(*asked)
-        return list(dict.fromkeys(found))
+        return broken_rules(
+            self.model, self.cluster, self.job, self.target, self.layout, self.split
+        )
 
 
 def of_plan(plan: Plan, calibration: Path | None = None) -> Question:

@@ -62,8 +62,9 @@ def min_gpus(
     limits: "Limits",
 ) -> None:
     """Return the fewest GPUs on which a job fits, and the fastest plan on them."""
-    from planner.cli.request import chosen_cluster, chosen_job, chosen_target
+    from planner.cli.request import chosen_cluster, chosen_job
     from planner.search.questions import min_gpus as fewest
+    from planner.search.targets import chosen_target
     from planner.spec.huggingface import load_model
 
     options = _options(keep_free, budget, limits)
@@ -96,8 +97,9 @@ def max_seq(
     limits: "Limits",
 ) -> None:
     """Return the longest sequence that fits, and the fastest plan for it."""
-    from planner.cli.request import chosen_cluster, chosen_job, chosen_target
+    from planner.cli.request import chosen_cluster, chosen_job
     from planner.search.questions import max_seq as longest
+    from planner.search.targets import chosen_target
     from planner.spec.huggingface import load_model
 
     options = _options(keep_free, budget, limits)

@@ -93,7 +93,6 @@ def recommend(
         Method,
         chosen_cluster,
         chosen_job,
-        chosen_target,
         share,
         with_calibration,
     )
@@ -102,6 +101,7 @@ def recommend(
     from planner.search.answer import NoFit
     from planner.search.answer import recommend as answer
     from planner.search.recommend import Options
+    from planner.search.targets import chosen_target
     from planner.spec.huggingface import load_model
     from planner.units import parse_seconds
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from planner.cli.output import note
 from planner.errors import SpecError
-from planner.layout.layout import OFFLOAD_TARGETS, Layout, Offload
-from planner.search.targets import TARGETS, Target
-from planner.search.targets import target as target_named
+from planner.layout.layout import OFFLOAD_TARGETS, Offload
+from planner.search.targets import Target
 from planner.spec.calibration import apply_calibration, calibrated_software, load_calibration
 from planner.spec.cluster import ClusterSpec, load_cluster
 from planner.spec.gpu import GpuSpec
@@ -174,16 +173,3 @@ def chosen_job(
         optimizer=method.optimizer,
         lora_rank=method.lora_rank,
     )
-
-
-def chosen_target(name: str, model: ModelSpec, job: JobSpec) -> tuple[Target, str]:
-    """Return what runs the plan and why it was chosen; ``auto`` prefers torch."""
-    if name != "auto":
-        return target_named(name), "as asked"
-    torch = TARGETS["torch"]
-    assert torch.problems is not None
-    single = Layout()  # what is wrong on one GPU is wrong with the kind of job, not its layout
-    problems = torch.problems(model, job.model_copy(update={"software": torch.software}), single)
-    if not problems:
-        return torch, "the plan can be exported and run (choose another with --target)"
-    return TARGETS["megatron"], f"the torch program cannot run this job ({problems[0]})"

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
 from planner.cli.question import Degrees
-from planner.cli.request import Method, chosen_job, chosen_target
+from planner.cli.request import Method, chosen_job
 from planner.errors import PlannerError, SpecError
 from planner.layout.rules import layout_problems
+from planner.search.targets import chosen_target
 from planner.spec.cluster import ClusterSpec
 from planner.spec.files import read_text
 from planner.spec.huggingface import load_model
@@ -54,6 +55,7 @@ class RunRecord(BaseModel):
     etp: PositiveInt = 1
     micro_batch: PositiveInt = 1
     zero: Annotated[int, Field(ge=0, le=3)] = 1
+    shard: str | None = Field(None, description="Group sizes W,G,O[,S] instead of zero.")
     recompute: str = "none"
     sequence_parallel: bool = True
     optimizer: str = "adamw"

@@ -49,3 +49,16 @@ def target(name: str) -> Target:
     if name not in TARGETS:
         raise SpecError(f"--target: {name!r} is not a target; use one of {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def chosen_target(name: str, model: ModelSpec, job: JobSpec) -> tuple[Target, str]:
+    """Return what runs the plan and why it was chosen; ``auto`` prefers torch."""
+    if name != "auto":
+        return target(name), "as asked"
+    torch = TARGETS["torch"]
+    assert torch.problems is not None
+    single = Layout()  # what is wrong on one GPU is wrong with the kind of job, not its layout
+    problems = torch.problems(model, job.model_copy(update={"software": torch.software}), single)
+    if not problems:
+        return torch, "the plan can be exported and run (choose another with --target)"
+    return TARGETS["megatron"], f"the torch program cannot run this job ({problems[0]})"

@@ -1,5 +1,6 @@
 """The cluster a job may use: nodes of identical GPUs or groups of them, and their links."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from pydantic import (
 )
 
 from planner.errors import SpecError
-from planner.spec.files import load, shipped, shipped_or_file
+from planner.spec.files import check, read_document, shipped, shipped_or_file
 from planner.spec.gpu import Bytes, BytesPerS, GpuSpec, GroupCurve, Seconds
 from planner.spec.gpu import load_gpu as load_gpu  # a cluster and its GPU are read together
 from planner.spec.nodes import Host, NodeLinks
@@ -244,7 +245,16 @@ def cluster_names() -> tuple[str, ...]:
     return tuple(shipped("cluster_specs", "*.yaml"))
 
 
-def load_cluster(name_or_path: str | Path) -> ClusterSpec:
-    """Return a shipped cluster by name, or read a YAML or JSON file that describes one."""
+def load_cluster(name_or_path: str | Path, nodes: int | None = None) -> ClusterSpec:
+    """Return a shipped cluster by name, or read a YAML or JSON file that describes one.
+
+    ``nodes`` replaces the number of machines that the file states.
+
+    >>> load_cluster("dgx-h100", nodes=8).gpus
+    64
+    """
     known = shipped("cluster_specs", "*.yaml")
-    return load(ClusterSpec, shipped_or_file("cluster", name_or_path, known))
+    document = read_document(shipped_or_file("cluster", name_or_path, known))
+    if nodes is not None:
+        document = replace(document, data={**document.data, "nodes": nodes})
+    return check(ClusterSpec, document)

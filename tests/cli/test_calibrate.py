@@ -131,7 +131,7 @@ GOOD = {"global_batch": 64, "seq_len": 4096, "tp": 8, "nodes": 2, "step_time_s":
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tp": "x"}, "tp: 'x' is not accepted; write a whole number, like 8"),
     ({"tp": 3}, "tp*cp*pp=3 does not divide the 16 GPUs"),
-    ({"step_time_s": "2.5min"}, "step_time_s: '2.5min' is not a duration"),
+    ({"step_time_s": "2.5mins"}, "step_time_s: '2.5mins' is not a duration"),
     ({"step_time_s": -1}, "step_time_s: "),
     ({"step_time_s": ""}, "step_time_s: missing"),
     ({"recompute": "some"}, "recompute: 'some' is not known; use one of none, selective, full"),
