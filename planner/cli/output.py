@@ -13,6 +13,7 @@ from planner.errors import SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.segment import Segment
 
 Value = TypeVar("Value")
 
@@ -20,9 +21,25 @@ Value = TypeVar("Value")
 def show(answer: "RenderableType") -> None:
     """Print an answer on stdout, in colour where that is a terminal.
 
-    Commands to copy stay on one line, however long: nothing is cropped.
+    Commands to copy stay on one line, however long: nothing is cropped. No line ends in blanks.
     """
-    console().print(answer, crop=False)
+    from rich.segment import Segment, Segments
+
+    out = console()
+    lines = [_bare(line) for line in Segment.split_lines(out.render(answer))]
+    out.print(Segments([piece for line in lines for piece in (*line, Segment.line())]),
+              crop=False, end="")  # fmt: skip
+
+
+def _bare(line: "list[Segment]") -> "list[Segment]":
+    """Return a line without the blanks that pad its last cell or follow its last word."""
+    pieces = list(line)
+    while pieces and not pieces[-1].text.strip():
+        pieces.pop()
+    if pieces:
+        last = pieces.pop()
+        pieces.append(last._replace(text=last.text.rstrip()))
+    return pieces
 
 
 def console() -> "Console":
