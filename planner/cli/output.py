@@ -55,14 +55,21 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def working(text: str) -> Iterator[None]:
-    """Show on a terminal that something is under way; elsewhere stay silent."""
+def working(text: str, most_s: float | None = None) -> Iterator[None]:
+    """Show on a terminal what is under way and since when; elsewhere stay silent.
+
+    ``most_s``: when the work settles at the latest. How long it really takes is not known before.
+    """
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status(text):
+    end = [TextColumn(f"of at most {most_s:,.0f} s", style="dim")] if most_s else []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), *end)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        shown.add_task(text, total=None)
         yield
 
 

@@ -54,8 +54,9 @@ def plan_report(plan: Plan, saved: Path | None = None, command: str = "") -> Gro
     parts: list[RenderableType] = [
         *_answer(plan),
         section("Where the step goes", _parts_table(plan)),
-        *map(Text, _offload(plan)),
     ]
+    if offloaded := _offload(plan):
+        parts += [Text(), *map(Text, offloaded)]
     if plan.layout.pp > 1:
         parts.append(section("Stages", _stage_table(plan)))
     if plan.node_choices:
