@@ -29,7 +29,7 @@ ONE_LAYOUT = "llama-3-70b --cluster dgx-h100 --nodes 8 --global-batch 512 --seq-
 SPEED = f"explain speed {ONE_LAYOUT} --tp 4 --pp 4 --recompute full"
 CHECKS = (
     ("check", f"check {ONE_LAYOUT} --tp 8 --pp 4", 3),
-    ("rules", f"check {ONE_LAYOUT} --tp 16 --pp 4 --vpp 3", 1),
+    ("rules", f"check {ONE_LAYOUT} --tp 16 --pp 4 --vpp 24", 1),
     ("explain", f"explain memory {ONE_LAYOUT} --tp 4 --pp 4", 0),
 )
 SCRIPT = """\

@@ -7,6 +7,7 @@ Answers go to stdout; errors, progress and hints to stderr.
 
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +30,7 @@ from planner.cli import (
     tune,
     validate,
 )
+from planner.cli.examples import examples
 from planner.errors import PlannerError
 
 BUG, INTERRUPTED = 70, 130
@@ -54,31 +56,36 @@ class _Reporting(TyperGroup):
 app = typer.Typer(
     cls=_Reporting,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("recommend")(recommend.recommend)
-app.command("replan")(questions.replan)
-app.command("min-gpus")(questions.min_gpus)
-app.command("max-seq")(questions.max_seq)
-app.command("check")(check.check)
-check.explain.command("experts")(explain_experts.explain_experts)
-check.explain.command("speed")(explain_speed.explain_speed)
-app.add_typer(check.explain, name="explain")
-app.command("cost")(cost.cost)
-app.command("report")(report.report)
-app.command("export")(export.export)
-app.command("convert")(convert.convert)
-app.command("simulate")(simulate.simulate)
-app.command("validate")(validate.validate)
-app.command("tune")(tune.tune)
-app.command("calibrate")(calibrate.calibrate)
-app.add_typer(profile.profile, name="profile")
-app.command("models")(catalog.models)
-app.command("clusters")(catalog.clusters)
-app.command("gpus")(catalog.gpus)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "recommend": recommend.recommend,
+    "replan": questions.replan,
+    "min-gpus": questions.min_gpus,
+    "max-seq": questions.max_seq,
+    "check": check.check,
+    "cost": cost.cost,
+    "report": report.report,
+    "export": export.export,
+    "convert": convert.convert,
+    "simulate": simulate.simulate,
+    "validate": validate.validate,
+    "tune": tune.tune,
+    "calibrate": calibrate.calibrate,
+    "models": catalog.models,
+    "clusters": catalog.clusters,
+    "gpus": catalog.gpus,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name, epilog=examples(_name))(_command)
+check.explain.command("experts", epilog=examples("explain experts"))(
+    explain_experts.explain_experts
+)
+check.explain.command("speed", epilog=examples("explain speed"))(explain_speed.explain_speed)
+app.add_typer(check.explain, name="explain", epilog=examples("explain"))
+app.add_typer(profile.profile, name="profile", epilog=examples("profile"))
 
 
 def _version(asked: bool) -> None:

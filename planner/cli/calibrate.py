@@ -38,7 +38,10 @@ def calibrate(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:  # fmt: skip
-    """Fit a few factors to measured runs, for --calibration of recommend, check and explain."""
+    """Fit a few factors to runs that you measured.
+
+    recommend, check and explain take them as --calibration.
+    """
     from statistics import median
 
     from planner.cli.request import chosen_cluster

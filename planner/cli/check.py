@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.cli.examples import examples
+from planner.cli.layout_options import Json, Model, Stated, with_layout
 from planner.cli.output import show
 from planner.errors import SpecError
 
@@ -15,10 +17,6 @@ if TYPE_CHECKING:
 
 NO, UNSURE = 1, 3
 
-Model = Annotated[
-    str,
-    typer.Argument(help="A shipped name, a config.json, or a plan file.", metavar="MODEL|PLAN"),
-]
 Checked = Annotated[
     str,
     typer.Argument(
@@ -27,134 +25,40 @@ Checked = Annotated[
     ),
 ]
 Named = Annotated[
-    str | None, typer.Option("--model", help="The model, where a FILE leaves it open.")
+    str | None,
+    typer.Option("--model", help="The model, where a FILE leaves it open.", metavar="MODEL"),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A variable of a FILE; may be repeated.", metavar="NAME=VALUE"),
 ]
-Cluster = Annotated[
-    str | None, typer.Option(help="A shipped name (planner clusters) or a YAML file.")
-]
-Nodes = Annotated[int | None, typer.Option(min=1, help="Machines.", metavar="N")]
-Batch = Annotated[int | None, typer.Option(min=1, help="Sequences of one step.", metavar="B")]
-Length = Annotated[int | None, typer.Option(min=1, help="Tokens of one sequence.", metavar="S")]
-Precision = Annotated[str, typer.Option(help="bf16, fp16, fp8, ...", metavar="TYPE")]
-Runner = Annotated[
-    str,
-    typer.Option(
-        "--target", help="torch, megatron or auto; deepspeed, zero++: only priced.", metavar="NAME"
-    ),
-]
-Tensor = Annotated[int, typer.Option(min=1, help="Tensor parallel.", metavar="D")]
-Context = Annotated[int, typer.Option(min=1, help="Context parallel.", metavar="D")]
-Pipeline = Annotated[int, typer.Option(min=1, help="Pipeline stages.", metavar="D")]
-Chunks = Annotated[int, typer.Option(min=1, help="Chunks of each pipeline rank.", metavar="D")]
-Expert = Annotated[int, typer.Option(min=1, help="Expert parallel.", metavar="D")]
-ExpertTensor = Annotated[int, typer.Option(min=1, help="Tensor parallel of experts.", metavar="D")]
-Micro = Annotated[int, typer.Option(min=1, help="Sequences of a micro-batch.", metavar="D")]
-Zero = Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage.", metavar="0-3")]
-Groups = Annotated[
-    str | None,
-    typer.Option(
-        help="Ranks that share weights, gradients, optimizer[, second weights]; replaces --zero.",
-        metavar="W,G,O[,S]",
-    ),
-]
-Again = Annotated[str, typer.Option(help="none, selective or full.", metavar="KIND")]
-Away = Annotated[
-    str,
-    typer.Option(help="Activations leave the GPU: none, host, ssd:50%, ...", metavar="WHERE"),
-]
-Sequence = Annotated[bool, typer.Option(help="Split activations over tensor-parallel ranks.")]
-Optimizer = Annotated[str, typer.Option(help="adamw, adamw-8bit, lamb, muon, ...", metavar="NAME")]
-Adapters = Annotated[
-    int, typer.Option(min=0, help="Rank of LoRA adapters; weights are frozen.", metavar="R")
-]
-Offloaded = Annotated[
-    float,
-    typer.Option(min=0, max=1, help="Share of the optimizer's state on the host.", metavar="0-1"),
-]
-OffloadedWeights = Annotated[
-    bool, typer.Option("--offload-weights", help="Weights on the host too, fetched by layer.")
-]
-Delayed = Annotated[
-    bool, typer.Option("--delayed-update", help="The host's update runs behind the next step.")
-]
-Calibrated = Annotated[
-    Path | None,
-    typer.Option(
-        "--calibration", help="Factors of your machine (planner calibrate).", metavar="FILE"
-    ),
-]
-Profiled = Annotated[
-    Path | None,
-    typer.Option(
-        "--profile", help="Measurements of your machine (planner profile).", metavar="FILE"
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
-explain = typer.Typer(no_args_is_help=True, help="Explain one layout.")
+explain = typer.Typer(no_args_is_help=True, help="Explain memory, speed or experts of one layout.")
 
 
+@with_layout
 def check(
     ctx: typer.Context,
     model: Checked,
-    cluster: Cluster = None,
-    nodes: Nodes = None,
-    global_batch: Batch = None,
-    seq_len: Length = None,
-    precision: Precision = "bf16",
-    target: Runner = "auto",
-    tp: Tensor = 1,
-    cp: Context = 1,
-    pp: Pipeline = 1,
-    vpp: Chunks = 1,
-    ep: Expert = 1,
-    etp: ExpertTensor = 1,
-    micro_batch: Micro = 1,
-    zero: Zero = 1,
-    shard: Groups = None,
-    recompute: Again = "none",
-    sequence_parallel: Sequence = True,
-    optimizer: Optimizer = "adamw",
-    lora_rank: Adapters = 0,
-    offload_optimizer: Offloaded = 0.0,
-    offload_weights: OffloadedWeights = False,
-    delayed_update: Delayed = False,
-    offload: Away = "none",
+    stated: Stated,
     named: Named = None,
     variables: Set = None,
-    calibration: Calibrated = None,
-    profile: Profiled = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether one layout starts and fits: exit 0 yes, 1 no, 3 too close to tell."""
-    from planner.cli.check_file import Asked, is_foreign
-    from planner.cli.question import Degrees, asked
-    from planner.cli.request import Method
+    """Say whether one layout starts and fits.
 
-    if is_foreign(model):
-        given = _stated_twice(ctx)
-        batch = micro_batch if "micro_batch" in given else None
-        more = Asked(named, cluster, nodes, global_batch, seq_len, batch)
-        if calibration or profile:
-            option = "--calibration" if calibration else "--profile"
-            raise SpecError(f"{option}: goes with a MODEL or PLAN, not with a launch file")
-        raise typer.Exit(_check_file(model, variables or [], more, as_json))
+    Of a plan, a model with its degrees, or a framework's own launch file. Exit codes: 0 yes, 1 no,
+    3 too close to tell.
+    """
+    from planner.cli.check_file import is_foreign
     from planner.report.memory import check_json, check_report, checked
 
+    if is_foreign(model):
+        asked = _of_file(ctx, stated, named)
+        raise typer.Exit(_check_file(model, variables or [], asked, as_json))
     if named or variables:
         raise SpecError(f"--model and --set go with a launch file; {model!r} is none")
-    degrees = Degrees(
-        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
-        offload_optimizer, offload_weights, delayed_update, offload, shard,
-    )  # fmt: skip
-    question = asked(
-        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
-        Method(optimizer, lora_rank), profile,
-    )  # fmt: skip
+    question = stated.question(model)
     found = checked(question.model, question.cluster, question.job, question.layout,
                     question.split, question.problems())  # fmt: skip
     if as_json:
@@ -162,6 +66,20 @@ def check(
     else:
         show(check_report(found, question.cluster))
     raise typer.Exit({"fits": 0, "too close to tell": UNSURE}.get(found.verdict, NO))
+
+
+def _of_file(ctx: typer.Context, stated: Stated, named: str | None) -> "Asked":
+    """Return what is said about a launch file; what it decides itself may not be said."""
+    from planner.cli.check_file import Asked
+
+    given = _stated_twice(ctx)
+    for name in ("calibration", "profile"):
+        if stated[name]:
+            raise SpecError(f"--{name}: goes with a MODEL or PLAN, not with a launch file")
+    batch = stated["micro_batch"] if "micro_batch" in given else None
+    return Asked(
+        named, stated["cluster"], stated["nodes"], stated["global_batch"], stated["seq_len"], batch
+    )
 
 
 def _stated_twice(ctx: typer.Context) -> set[str]:
@@ -195,49 +113,15 @@ def _check_file(name: str, variables: list[str], asked: "Asked", as_json: bool) 
     return code
 
 
-@explain.command("memory")
-def explain_memory(
-    model: Model,
-    cluster: Cluster = None,
-    nodes: Nodes = None,
-    global_batch: Batch = None,
-    seq_len: Length = None,
-    precision: Precision = "bf16",
-    target: Runner = "auto",
-    tp: Tensor = 1,
-    cp: Context = 1,
-    pp: Pipeline = 1,
-    vpp: Chunks = 1,
-    ep: Expert = 1,
-    etp: ExpertTensor = 1,
-    micro_batch: Micro = 1,
-    zero: Zero = 1,
-    shard: Groups = None,
-    recompute: Again = "none",
-    sequence_parallel: Sequence = True,
-    optimizer: Optimizer = "adamw",
-    lora_rank: Adapters = 0,
-    offload_optimizer: Offloaded = 0.0,
-    offload_weights: OffloadedWeights = False,
-    delayed_update: Delayed = False,
-    offload: Away = "none",
-    calibration: Calibrated = None,
-    profile: Profiled = None,
-    as_json: Json = False,
-) -> None:
-    """Show where the bytes of one layout go, and the cheapest changes that lower the peak."""
-    from planner.cli.question import Degrees, asked
-    from planner.cli.request import Method
+@explain.command("memory", epilog=examples("explain memory"))
+@with_layout
+def explain_memory(model: Model, stated: Stated, as_json: Json = False) -> None:
+    """Show where the bytes of one layout go.
 
-    degrees = Degrees(
-        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
-        offload_optimizer, offload_weights, delayed_update, offload, shard,
-    )  # fmt: skip
-    question = asked(
-        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
-        Method(optimizer, lora_rank), profile,
-    )  # fmt: skip
-    _explain_memory(question, as_json)
+    Every pipeline rank by component, the fullest one through a step, and the cheapest changes that
+    lower the peak.
+    """
+    _explain_memory(stated.question(model), as_json)
 
 
 def _explain_memory(question: "Question", as_json: bool) -> None:

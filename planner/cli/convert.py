@@ -19,7 +19,7 @@ def convert(
         Path | None, typer.Option("--output", "-o", help="File to write.", metavar="FILE")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="The model, where the file leaves it open.")
+        str | None, typer.Option(help="The model, where the file leaves it open.", metavar="MODEL")
     ] = None,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="GPUs, where the file does not say.", metavar="N")
@@ -39,7 +39,10 @@ def convert(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output file.")] = False,
 ) -> None:
-    """Write a framework's configuration in another's format, and list what is lost."""
+    """Write a framework's configuration in another's format.
+
+    And list what is lost on the way.
+    """
     from planner.cli.check_file import Asked, assignments, filled
     from planner.formats.convert import convert as converted
     from planner.formats.detect import read_foreign

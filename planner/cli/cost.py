@@ -22,7 +22,8 @@ def cost(
         float | None, typer.Option(min=0, help="Grams of CO2 per kWh.", metavar="GRAMS")
     ] = None,
     pue: Annotated[
-        float | None, typer.Option(min=1, help="Power of the site ÷ power of its machines.")
+        float | None,
+        typer.Option(min=1, help="Power of the site ÷ of its machines.", metavar="X"),
     ] = None,
     gpu_watts: Annotated[
         float | None, typer.Option(min=1, help="Rated power of one GPU.", metavar="WATTS")
@@ -46,11 +47,14 @@ def cost(
         typer.Option(help="Work between checkpoints; the best one otherwise.", metavar="TIME"),
     ] = None,
     slow_node_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of nodes that are slow.")
+        float, typer.Option(min=0, max=1, help="Share of nodes that are slow.", metavar="SHARE")
     ] = 0.005,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Days, GPU-hours, money, energy and CO2 of a whole run, failures and restarts included."""
+    """Say what a whole run of a plan takes.
+
+    Days, GPU-hours, money, energy and CO2, failures and restarts included.
+    """
     from planner.goodput.energy import PUE
     from planner.goodput.operations import Stated
     from planner.goodput.run import Prices, run_cost

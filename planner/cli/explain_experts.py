@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli import check as words
+from planner.cli import layout_options as words
 from planner.cli.output import option, show
 
 
@@ -37,11 +37,16 @@ def explain_experts(
     sequence_parallel: words.Sequence = True,
     slots: Annotated[
         int | None,
-        typer.Option(min=0, help="Copies that a rank may hold of each layer; else what fits."),
+        typer.Option(
+            min=0, help="Copies that a rank may hold of each layer; else what fits.", metavar="N"
+        ),
     ] = None,
     as_json: words.Json = False,
 ) -> None:
-    """Show what uneven routing costs, and what copying loaded experts (FSSDP) would give."""
+    """Show what uneven routing to experts costs.
+
+    And what copying loaded experts (FSSDP) would give.
+    """
     from planner.cli.question import Degrees, asked
     from planner.cost.layer import Prices
     from planner.errors import LayoutError, SpecError

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.cli import check as words
+from planner.cli.layout_options import Json, Model, Stated, with_layout
 from planner.cli.output import option, show
 
 if TYPE_CHECKING:
@@ -13,54 +13,25 @@ if TYPE_CHECKING:
     from planner.report.speed import Explained
 
 
+@with_layout
 def explain_speed(
-    model: words.Model,
-    cluster: words.Cluster = None,
-    nodes: words.Nodes = None,
-    global_batch: words.Batch = None,
-    seq_len: words.Length = None,
-    precision: words.Precision = "bf16",
-    target: words.Runner = "auto",
-    tp: words.Tensor = 1,
-    cp: words.Context = 1,
-    pp: words.Pipeline = 1,
-    vpp: words.Chunks = 1,
-    ep: words.Expert = 1,
-    etp: words.ExpertTensor = 1,
-    micro_batch: words.Micro = 1,
-    zero: words.Zero = 1,
-    shard: words.Groups = None,
-    recompute: words.Again = "none",
-    sequence_parallel: words.Sequence = True,
-    optimizer: words.Optimizer = "adamw",
-    lora_rank: words.Adapters = 0,
-    offload_optimizer: words.Offloaded = 0.0,
-    offload_weights: words.OffloadedWeights = False,
-    delayed_update: words.Delayed = False,
-    offload: words.Away = "none",
+    model: Model,
+    stated: Stated,
     measured: Annotated[
         str | None,
         typer.Option(help="Step time of your run, like 13.6s: how much is not explained.",
                      metavar="TIME"),
     ] = None,
-    calibration: words.Calibrated = None,
-    profile: words.Profiled = None,
-    as_json: words.Json = False,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show what keeps one layout from the card's peak, and the changes that make it faster."""
-    from planner.cli.question import Degrees, asked
-    from planner.cli.request import Method
+    """Show what keeps one layout from the card's peak.
+
+    From the peak down to the step, cause by cause, and the changes that make it faster.
+    """
     from planner.report.speed import speed_json, speed_report
 
     measured_s = None if measured is None else option("--measured", _positive_s, measured)
-    degrees = Degrees(
-        tp, cp, pp, vpp, ep, etp, micro_batch, zero, recompute, sequence_parallel,
-        offload_optimizer, offload_weights, delayed_update, offload, shard,
-    )  # fmt: skip
-    question = asked(
-        model, cluster, nodes, global_batch, seq_len, precision, target, degrees, calibration,
-        Method(optimizer, lora_rank), profile,
-    )  # fmt: skip
+    question = stated.question(model)
     found = _explained(question, measured_s)
     if as_json:
         typer.echo(json.dumps(speed_json(found), indent=1))

@@ -24,7 +24,10 @@ def export(
         bool, typer.Option("--force", help="Write into a folder that holds files.")
     ] = False,
 ) -> None:
-    """Write a plan as a folder that trains it, with torch alone or another framework."""
+    """Write a plan as a folder that trains it.
+
+    With torch alone, or with another framework and its launch files.
+    """
     from planner.formats.bundle import EXPORTS, export_plan
     from planner.formats.torch_launcher import write_bundle
     from planner.plan import Plan

@@ -13,6 +13,7 @@ from planner.errors import SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.segment import Segment
 
 Value = TypeVar("Value")
 
@@ -20,9 +21,25 @@ Value = TypeVar("Value")
 def show(answer: "RenderableType") -> None:
     """Print an answer on stdout, in colour where that is a terminal.
 
-    Commands to copy stay on one line, however long: nothing is cropped.
+    Commands to copy stay on one line, however long: nothing is cropped. No line ends in blanks.
     """
-    console().print(answer, crop=False)
+    from rich.segment import Segment, Segments
+
+    out = console()
+    lines = [_bare(line) for line in Segment.split_lines(out.render(answer))]
+    out.print(Segments([piece for line in lines for piece in (*line, Segment.line())]),
+              crop=False, end="")  # fmt: skip
+
+
+def _bare(line: "list[Segment]") -> "list[Segment]":
+    """Return a line without the blanks that pad its last cell or follow its last word."""
+    pieces = list(line)
+    while pieces and not pieces[-1].text.strip():
+        pieces.pop()
+    if pieces:
+        last = pieces.pop()
+        pieces.append(last._replace(text=last.text.rstrip()))
+    return pieces
 
 
 def console() -> "Console":
@@ -38,14 +55,21 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def working(text: str) -> Iterator[None]:
-    """Show on a terminal that something is under way; elsewhere stay silent."""
+def working(text: str, most_s: float | None = None) -> Iterator[None]:
+    """Show on a terminal what is under way and since when; elsewhere stay silent.
+
+    ``most_s``: when the work settles at the latest. How long it really takes is not known before.
+    """
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status(text):
+    end = [TextColumn(f"of at most {most_s:,.0f} s", style="dim")] if most_s else []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), *end)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        shown.add_task(text, total=None)
         yield
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from planner.cli.examples import examples
 from planner.cli.output import check_free, note, save, show
 
 
@@ -22,7 +23,7 @@ class _ModelOrCommand(TyperGroup):
 profile = typer.Typer(
     cls=_ModelOrCommand,
     no_args_is_help=True,
-    help="Measure this machine (profile MODEL), import what another program measured, look at it.",
+    help="Measure this machine, or read what others measured.",
 )
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Profile to write, JSON.", metavar="FILE")
@@ -30,7 +31,7 @@ Output = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing profile.")]
 
 
-@profile.command("measure")
+@profile.command("measure", epilog=examples("profile measure"))
 def measure(
     model: Annotated[
         str,
@@ -77,7 +78,10 @@ def measure(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Measure this machine's links, kernels and host; needs torch. ``measure`` may be left out."""
+    """Measure this machine's links, kernels and host.
+
+    Needs torch. The word measure may be left out: planner profile MODEL ...
+    """
     from planner.cli.output import option
     from planner.profiler.start import profile as measured
     from planner.spec.huggingface import load_model
@@ -113,7 +117,7 @@ def _print_agenda(model: str, nproc: int, options: list[str]) -> None:
     note(f"{len(lines)} measurements, about {duration(seconds)} and the start of the processes")
 
 
-@profile.command("show")
+@profile.command("show", epilog=examples("profile show"))
 def show_profile(
     file: Annotated[Path, typer.Argument(help="A profile.", metavar="FILE")],
     cluster: Annotated[
@@ -130,7 +134,7 @@ def show_profile(
     show(profile_report(load_profile(file), nominal))
 
 
-@profile.command("diff")
+@profile.command("diff", epilog=examples("profile diff"))
 def diff(
     before: Annotated[Path, typer.Argument(help="A profile.", metavar="BEFORE")],
     after: Annotated[Path, typer.Argument(help="Another.", metavar="AFTER")],
@@ -148,7 +152,7 @@ def diff(
     show(diff_report(load_profile(before), load_profile(after), smallest))
 
 
-@profile.command("merge")
+@profile.command("merge", epilog=examples("profile merge"))
 def merge(
     files: Annotated[
         list[Path], typer.Argument(help="Profiles; the last one counts.", metavar="FILE...")
@@ -156,7 +160,10 @@ def merge(
     output: Output,
     force: Force = False,
 ) -> None:
-    """Put profiles of one kind of machine together: of other models, of more ranks."""
+    """Put profiles of one kind of machine together.
+
+    Of other models, or of more ranks; what two of them measured, the last one says.
+    """
     from planner.spec.merge import merged
     from planner.spec.profile import load_profile
 
@@ -166,7 +173,7 @@ def merge(
     note(f"{len(files)} profiles put together: {output}")
 
 
-@profile.command("import")
+@profile.command("import", epilog=examples("profile import"))
 def import_files(
     files: Annotated[
         list[Path],

@@ -20,7 +20,7 @@ Cluster = Annotated[str, typer.Option(help="A shipped name or a YAML file.", met
 Nodes = Annotated[int | None, typer.Option(min=1, help="Machines there are.", metavar="N")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences of one step.", metavar="B")]
 Length = Annotated[int, typer.Option(min=1, help="Tokens of one sequence.", metavar="S")]
-Precision = Annotated[str, typer.Option(help="As in recommend.", metavar="TYPE")]
+Precision = Annotated[str, typer.Option(help="bf16, fp16, fp8, ...", metavar="TYPE")]
 Runner = Annotated[str, typer.Option(help="torch, megatron or auto.", metavar="NAME")]
 KeepFree = Annotated[str, typer.Option(help="Share of memory to leave empty.", metavar="SHARE")]
 Budget = Annotated[str, typer.Option(help="Time for the last search.", metavar="TIME")]
@@ -61,7 +61,10 @@ def min_gpus(
     *,
     limits: "Limits",
 ) -> None:
-    """Return the fewest GPUs on which a job fits, and the fastest plan on them."""
+    """Find the fewest GPUs on which a job fits.
+
+    And the fastest plan on them.
+    """
     from planner.cli.request import chosen_cluster, chosen_job
     from planner.search.questions import min_gpus as fewest
     from planner.search.targets import chosen_target
@@ -96,7 +99,10 @@ def max_seq(
     *,
     limits: "Limits",
 ) -> None:
-    """Return the longest sequence that fits, and the fastest plan for it."""
+    """Find the longest sequence that fits.
+
+    And the fastest plan for it.
+    """
     from planner.cli.request import chosen_cluster, chosen_job
     from planner.search.questions import max_seq as longest
     from planner.search.targets import chosen_target
@@ -147,7 +153,10 @@ def replan(
     *,
     limits: "Limits",
 ) -> None:
-    """Plan the job of a plan anew on other nodes, and say what keeps its cut of the weights."""
+    """Plan the job of a plan anew on other nodes.
+
+    And say which layout keeps the old one's cut of the weights.
+    """
     from planner.cli.question import of_plan
     from planner.errors import SpecError
     from planner.plan import Plan

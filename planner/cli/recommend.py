@@ -88,7 +88,10 @@ def recommend(
     *,
     limits: "Limits",
 ) -> None:
-    """Recommend the fastest layout that fits, and say why."""
+    """Recommend the fastest layout that fits, and say why.
+
+    Without --output the plan is only shown. Exit codes: 0 found, 1 nothing fits.
+    """
     from planner.cli.request import (
         Method,
         chosen_cluster,
@@ -120,7 +123,7 @@ def recommend(
     runner, why = chosen_target(target, spec, job)
     note(f"target {runner.name}: {why}")
     machines, runner = with_calibration(machines, runner, calibration)
-    with working(f"searching layouts of {spec.name} on {machines.gpus} GPUs"):
+    with working(f"searching layouts of {spec.name} on {machines.gpus} GPUs", options.budget_s):
         found = answer(spec, machines, job, runner, options)
     if isinstance(found, NoFit):
         if not found.needed_bytes:

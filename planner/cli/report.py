@@ -17,7 +17,10 @@ def report(
     ] = Path("report.html"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --output.")] = False,
 ) -> None:
-    """Write a plan as one HTML page that needs no network: memory, timeline, ranks, and why."""
+    """Write a plan as one HTML page that needs no network.
+
+    Memory, timeline, ranks on the machines, other layouts, and why they lost.
+    """
     from planner.errors import SpecError
     from planner.plan import Plan
     from planner.report.page.document import html_page

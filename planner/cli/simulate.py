@@ -31,7 +31,10 @@ def simulate(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --trace.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Simulate one step of a plan: where each second goes, and what the step waits for."""
+    """Simulate one step of a plan, as a trace and in words.
+
+    Where each second goes, and what the step waits for.
+    """
     from planner.cli.question import of_plan
     from planner.cli.rescheduled import rescheduled
     from planner.cost.layer import Prices

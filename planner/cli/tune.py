@@ -19,7 +19,8 @@ def tune(
         typer.Option(min=1, help="Run so many of the best layouts of each plan's question.",
                      metavar="K"),
     ] = 1,
-    steps: Annotated[int, typer.Option(min=3, help="Steps of each run; two settle.")] = 6,
+    steps: Annotated[int, typer.Option(min=3, help="Steps of each run; two settle.",
+                                               metavar="N")] = 6,
     backend: Annotated[
         str, typer.Option(help="nccl, gloo (CPUs) or auto.", metavar="NAME")
     ] = "auto",
@@ -42,7 +43,10 @@ def tune(
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:  # fmt: skip
-    """Run plans for a few steps, compare with their estimates, keep the fastest measured."""
+    """Run plans for a few steps and keep the fastest measured.
+
+    Each is compared with its estimate.
+    """
     from planner.cli.output import option
     from planner.errors import SpecError
     from planner.plan import Plan
@@ -71,7 +75,7 @@ def tune(
         trials = []
         for number, plan in enumerate(chosen, 1):
             note(f"{number}/{len(chosen)}: {plan.to_layout().label()}, {steps} steps")
-            with working(f"training {plan.to_layout().label()}"):
+            with working(f"training {plan.to_layout().label()}", timeout_s):
                 trials.append(Trial(plan, run_plan(plan, steps, backend, timeout_s)))
     if output is not None:
         save(output, best(trials).plan.model_dump_json(indent=1) + "\n")

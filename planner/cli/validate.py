@@ -20,11 +20,15 @@ def validate(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--json", help="Write the estimate of every row to this file.", metavar="OUT"),
+        typer.Option(
+            "--output",
+            "-o",
+            "--json",
+            help="Write every estimate, JSON.",
+            metavar="FILE",
+        ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an existing --json file.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing --output.")] = False,
 ) -> None:
     """Compare estimates with runs that were measured."""
     import json

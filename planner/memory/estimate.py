@@ -160,6 +160,16 @@ def rank_memory(
     return max(timeline, key=lambda memory: memory.allocated)
 
 
+def fullest_moments(timeline: tuple[RankMemory, ...]) -> tuple[RankMemory, ...]:
+    """Return the fullest of the moments of each name, in the order of ``rank_timeline``."""
+    found: dict[str, RankMemory] = {}
+    for memory in timeline:
+        known = found.setdefault(memory.moment, memory)
+        if memory.allocated > known.allocated:
+            found[memory.moment] = memory
+    return tuple(found.values())
+
+
 def peak_memory(
     model: ModelSpec, job: JobSpec, layout: Layout, split: Split | None = None
 ) -> RankMemory:

@@ -25,6 +25,7 @@ from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 
 LOADED = "weights loaded"
+IN_FLIGHT = "passes in flight"
 LOSS = "loss"
 LAYER = "backward of a layer"
 AGAIN = "backward of a recomputed layer"
@@ -152,6 +153,7 @@ def moments(
         if passes > 1 and not _loss_follows(layout, mine):  # its last store is under way
             others += kept.loaded
         first = gradients or not lazy
+        found.append(Moment(IN_FLIGHT, gradients, others + kept.resident, 0.0))
         for name, own, working in _backward(model, job, layout, mine, kept, first):
             found.append(Moment(name, gradients, others + own, working))
     if lazy and micro_batches == 1:  # gradients are whole only when activations are gone

@@ -1,5 +1,7 @@
 """Whether the nodes can hold what their GPUs give away."""
 
+from collections.abc import Sequence
+
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
 from planner.memory.estimate import rank_memory
@@ -13,16 +15,22 @@ from planner.units import format_bytes
 HOST_SHARE = 0.9
 
 
-def fullest_node(each: list[float], layout: Layout, cluster: ClusterSpec) -> float:
-    """Return the largest sum over one node of what a rank of each pipeline stage has.
+def node_sums(each: Sequence[float], layout: Layout, cluster: ClusterSpec) -> list[float]:
+    """Return for each node the sum of what its ranks have, ``each`` that of a pipeline rank.
 
     Stages of fewer ranks than a node has GPUs share nodes, in rank order.
     """
     size, node = layout.gpus // layout.pp, min(cluster.gpus_per_node, layout.gpus)
-    if size >= node:
-        return node * max(each)
     ranks = [each[rank // size] for rank in range(layout.gpus)]
-    return max(sum(ranks[first : first + node]) for first in range(0, layout.gpus, node))
+    return [sum(ranks[first : first + node]) for first in range(0, layout.gpus, node)]
+
+
+def fullest_node(each: Sequence[float], layout: Layout, cluster: ClusterSpec) -> float:
+    """Return the largest of ``node_sums``."""
+    node = min(cluster.gpus_per_node, layout.gpus)
+    if layout.gpus // layout.pp >= node:  # most of it on nodes of one stage: no need to list them
+        return node * max(each)
+    return max(node_sums(each, layout, cluster))
 
 
 def fullest_node_bytes(

@@ -9,9 +9,10 @@ from rich.text import Text
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.layout.stages import Split
-from planner.memory.estimate import RankMemory, rank_memory
+from planner.memory.estimate import RankMemory, fullest_moments, rank_memory, rank_timeline
 from planner.memory.host import node_host_bytes
 from planner.memory.interval import Verdict, memory_interval, verdict
+from planner.report.host import HostNode, host_nodes, host_table
 from planner.report.layout import column_table, section
 from planner.report.offload import offload_lines
 from planner.report.words import gib, percent, seconds
@@ -45,6 +46,8 @@ class Checked:
     host_bytes: float = 0.0
     host_capacity_bytes: float = 0.0
     notes: tuple[str, ...] = ()  # on what leaves the GPU
+    moments: tuple[RankMemory, ...] = ()  # the fullest rank through its step
+    host_nodes: tuple[HostNode, ...] = ()  # where something leaves the GPUs
 
     @property
     def fullest(self) -> RankMemory:
@@ -66,6 +69,7 @@ def checked(
         return Checked(layout.label(), tuple(problems), (), capacity, Verdict.DOES_NOT_FIT)
     ranks = tuple(rank_memory(model, job, layout, rank, split) for rank in range(layout.pp))
     fullest = max(ranks, key=lambda rank: rank.device)
+    timeline = rank_timeline(model, job, layout, ranks.index(fullest), split)
     notes = offload_lines(Prices(model, cluster, job), layout, split)
     return Checked(
         layout.label(),
@@ -76,6 +80,8 @@ def checked(
         node_host_bytes(model, cluster, job, layout, split),
         cluster.host.memory_bytes if cluster.host else 0.0,
         tuple(notes),
+        fullest_moments(timeline),
+        host_nodes(ranks, layout, cluster),
     )
 
 
@@ -107,29 +113,33 @@ def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChan
     """Return the verdict, the bytes of every rank by component and the cheapest changes."""
     full = found.fullest
     peak = (
-        f"The peak is rank {found.ranks.index(full)}, {full.moment}. {gib(full.allocated)} GiB are "
-        f"allocated, {gib(full.reserved)} GiB reserved by torch; context and communicators, which "
-        f"torch does not count, take {gib(full.outside)} GiB."
+        f"The peak is rank {found.ranks.index(full)}, {full.moment} (*). {gib(full.allocated)} GiB "
+        f"are allocated, {gib(full.reserved)} GiB reserved by torch; context and communicators, "
+        f"which torch does not count, take {gib(full.outside)} GiB."
     )
     parts: list[RenderableType] = [
         _sentence(found, cluster),
-        section("Memory of each pipeline rank, GiB", _rank_table(found)),
+        section("Memory of each pipeline rank at its peak, GiB", _rank_table(found)),
+        section(f"Rank {found.ranks.index(full)} through a step, GiB", _moment_table(found)),
         Text(),
         Text(peak),
         *map(Text, found.notes),
     ]
     if found.host_bytes:
         parts.append(Text(_host_sentence(found)))
+    if found.host_nodes:
+        parts.append(section("Away from the GPUs, GiB on each node", host_table(found.host_nodes)))
     if changes:
         parts.append(section("Single changes that lower the peak, cheapest first", _table(changes)))
     return Group(*parts)
 
 
 def _host_sentence(found: Checked) -> str:
+    moved = ", and activations" if any(node.activation_bytes for node in found.host_nodes) else ""
     return (
         f"The host of the fullest node holds {gib(found.host_bytes)} of its "
         f"{gib(found.host_capacity_bytes)} GiB: the offloaded optimizer, fp32 gradients on their "
-        "way to it, and offloaded weights."
+        f"way to it, and offloaded weights{moved}."
     )
 
 
@@ -140,6 +150,19 @@ def _rank_table(found: Checked) -> Table:
         sizes = [getattr(memory, name) for name in COMPONENTS]
         sizes += [memory.reserved - memory.allocated, memory.outside, memory.device]
         table.add_row(str(rank), *(gib(size) for size in sizes))
+    return table
+
+
+def _moment_table(found: Checked) -> Table:
+    """Return what is alive at each moment of the fullest rank, in the order of a step."""
+    table = column_table(
+        ("moment", "left"), *((title, "right") for title in COMPONENTS.values()),
+        ("total", "right"), ("", "left"),
+    )  # fmt: skip
+    for memory in found.moments:
+        sizes = [getattr(memory, name) for name in COMPONENTS]
+        peak = "*" if memory.moment == found.fullest.moment else ""
+        table.add_row(memory.moment, *(gib(size) for size in (*sizes, memory.allocated)), peak)
     return table
 
 
@@ -185,7 +208,10 @@ def check_json(found: Checked) -> dict[str, object]:
 
 
 def explanation_json(found: Checked, changes: list[SingleChange]) -> dict[str, object]:
-    """Return the verdict with the bytes of every rank and the changes, as plain data."""
+    """Return the verdict with the bytes of every rank and moment, and the changes, as data.
+
+    ``moments`` are of the fullest rank, ``peak_rank``, in the order of a step.
+    """
     ranks = [
         asdict(memory) | {"reserved": memory.reserved, "device": memory.device}
         for memory in found.ranks
@@ -195,4 +221,18 @@ def explanation_json(found: Checked, changes: list[SingleChange]) -> dict[str, o
         | {"layout": change.layout.label()}
         for change in changes
     ]
-    return check_json(found) | {"ranks": ranks, "changes": listed}
+    moments = [
+        {"moment": memory.moment, "peak": memory.moment == found.fullest.moment}
+        | {name: getattr(memory, name) for name in COMPONENTS}
+        | {"allocated": memory.allocated}
+        for memory in found.moments
+    ]
+    answer = check_json(found) | {
+        "ranks": ranks,
+        "peak_rank": found.ranks.index(found.fullest),
+        "moments": moments,
+        "changes": listed,
+    }
+    if found.host_nodes:
+        answer["host_nodes"] = [asdict(node) for node in found.host_nodes]
+    return answer

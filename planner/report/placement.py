@@ -13,10 +13,12 @@ MOST_HOSTS = 32
 
 def placement_text(placement: PlacementRecord, hosts: Sequence[str]) -> Text:
     """Return the gain in communication and step time, the slow links and the hosts in order."""
-    return Text("\n".join([_gain(placement), *link_lines(placement.slow_links), *_hosts(hosts)]))
+    lines = [gain_words(placement), *link_lines(placement.slow_links), *_hosts(hosts)]
+    return Text("\n".join(lines))
 
 
-def _gain(placement: PlacementRecord) -> str:
+def gain_words(placement: PlacementRecord) -> str:
+    """Return what the order of nodes saves in communication, and both step times."""
     listed, now = placement.listed_communication_s, placement.communication_s
     if now >= listed:
         return "As listed: no other order of nodes has less communication."

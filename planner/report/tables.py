@@ -13,6 +13,7 @@ from rich.text import Text
 
 from planner.cost.layer import Prices
 from planner.plan import CandidateRecord, Plan, StageRecord
+from planner.report.certainty import partition_line, stability_lines
 from planner.report.layout import column_table, section
 from planner.report.offload import offload_lines
 from planner.report.placement import placement_text
@@ -53,8 +54,9 @@ def plan_report(plan: Plan, saved: Path | None = None, command: str = "") -> Gro
     parts: list[RenderableType] = [
         *_answer(plan),
         section("Where the step goes", _parts_table(plan)),
-        *map(Text, _offload(plan)),
     ]
+    if offloaded := _offload(plan):
+        parts += [Text(), *map(Text, offloaded)]
     if plan.layout.pp > 1:
         parts.append(section("Stages", _stage_table(plan)))
     if plan.node_choices:
@@ -65,7 +67,8 @@ def plan_report(plan: Plan, saved: Path | None = None, command: str = "") -> Gro
         parts.append(section("Next best layouts", _alternatives_table(plan.alternatives)))
     if plan.lost:
         parts.append(section("Why other families lost", _lost_list(plan.lost)))
-    parts += [Text(), Text(search_line(plan)), *_next(plan, saved, command)]
+    firm = [Text(line) for line in (partition_line(plan), *stability_lines(plan)) if line]
+    parts += [Text(), Text(search_line(plan)), *firm, *_next(plan, saved, command)]
     return Group(*parts)
 
 

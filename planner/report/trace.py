@@ -2,6 +2,10 @@
 
 Trace Event Format: complete events (``X``), names of rows (``M``), flow arrows (``s``, ``f``);
 times in microseconds. One process is one rank, one thread one of its streams.
+
+Viewers keep whole nanoseconds: they cut or round start and length of a slice on their own, so that
+it may seem to reach into the next one (Perfetto drops such a slice) or lose its arrow. So all times
+are whole ticks of 125 ns: an eighth of a microsecond is exact in binary and in nanoseconds.
 """
 
 import gzip
@@ -11,12 +15,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from planner.simulate.timeline import STREAMS, Timeline
+from planner.simulate.timeline import STREAMS, Slice, Timeline
 
 Event = dict[str, object]
 FIRST_STREAM = 7  # torch numbers its first compute stream so
 PATH = "critical path"
-LEAST_S = 1e-9  # nothing shorter is drawn
+TICKS_PER_US = 8  # what is shorter than half a tick is not drawn
 LANES = 10  # numbers of one stream: what runs at once on it needs rows of its own
 Places = dict[int, tuple[int, int]]  # process and thread of each slice that is drawn
 
@@ -43,6 +47,15 @@ def trace_bytes(timeline: Timeline, title: str, path: Path) -> bytes:
     return gzip.compress(text, mtime=0) if path.suffix == ".gz" else text
 
 
+def _ticks(moment_s: float) -> int:
+    return round(1e6 * TICKS_PER_US * moment_s)
+
+
+def _span(piece: Slice) -> tuple[int, int]:
+    """Return start and end of a slice in ticks."""
+    return _ticks(piece.start_s), _ticks(piece.end_s)
+
+
 def _places(timeline: Timeline) -> Places:
     """Return process and thread of each slice long enough to be drawn.
 
@@ -51,18 +64,19 @@ def _places(timeline: Timeline) -> Places:
     """
     alike = timeline.layout.gpus // timeline.layout.pp
     slices = timeline.slices
-    drawn = [place for place, piece in enumerate(slices) if piece.end_s - piece.start_s >= LEAST_S]
-    lanes: dict[tuple[int, str], list[tuple[float, int]]] = {}
+    spans = [_span(piece) for piece in slices]
+    drawn = [place for place, (start, end) in enumerate(spans) if end > start]
+    lanes: dict[tuple[int, str], list[tuple[int, int]]] = {}
     found = {}
-    for place in sorted(drawn, key=lambda place: slices[place].start_s):
-        piece = slices[place]
+    for place in sorted(drawn, key=lambda place: spans[place][0]):
+        piece, (start, end) = slices[place], spans[place]
         used = lanes.setdefault((piece.rank, piece.stream), [])
-        if used and used[0][0] <= piece.start_s + LEAST_S:
+        if used and used[0][0] <= start:
             lane = used[0][1]
-            heapq.heapreplace(used, (piece.end_s, lane))
+            heapq.heapreplace(used, (end, lane))
         else:
             lane = len(used)
-            heapq.heappush(used, (piece.end_s, lane))
+            heapq.heappush(used, (end, lane))
         stream = LANES * STREAMS.index(piece.stream) + lane
         found[place] = piece.rank * alike, FIRST_STREAM + stream
     return found
@@ -91,6 +105,7 @@ def _events(timeline: Timeline, places: Places) -> Iterator[Event]:
     on_path = set(timeline.path)
     for place, (pid, tid) in sorted(places.items()):
         piece = timeline.slices[place]
+        start, end = _span(piece)
         args: Event = {"device": pid, "stream": tid, "kind": piece.kind}
         if piece.micro_batch >= 0:
             args |= {"micro_batch": piece.micro_batch, "chunk": piece.chunk}
@@ -102,8 +117,8 @@ def _events(timeline: Timeline, places: Places) -> Iterator[Event]:
             "name": piece.name,
             "pid": pid,
             "tid": tid,
-            "ts": 1e6 * piece.start_s,
-            "dur": 1e6 * (piece.end_s - piece.start_s),
+            "ts": start / TICKS_PER_US,
+            "dur": (end - start) / TICKS_PER_US,
             "args": args,
         }
 
@@ -112,10 +127,9 @@ def _arrows(timeline: Timeline, places: Places) -> Iterator[Event]:
     """Yield an arrow from each slice of the critical path to the next."""
     path = [place for place in timeline.path if place in places]
     for number, ends in enumerate(pairwise(path)):
-        before, after = (timeline.slices[place] for place in ends)
-        # an arrow binds to the slice around its point, so it leaves a little before the end
-        moments_s = before.end_s - 0.5 * LEAST_S, after.start_s
-        for phase, place, moment_s in zip(("s", "f"), ends, moments_s, strict=True):
+        before, after = (_span(timeline.slices[place]) for place in ends)
+        # an arrow binds to the slice around its point, so it leaves a tick before the end
+        for phase, place, moment in zip(("s", "f"), ends, (before[1] - 1, after[0]), strict=True):
             pid, tid = places[place]
             yield {
                 "ph": phase,
@@ -124,5 +138,5 @@ def _arrows(timeline: Timeline, places: Places) -> Iterator[Event]:
                 "id": number,
                 "pid": pid,
                 "tid": tid,
-                "ts": 1e6 * moment_s,
+                "ts": moment / TICKS_PER_US,
             } | ({"bp": "e"} if phase == "f" else {})

@@ -60,6 +60,12 @@ def layout_words(layout: LayoutRecord) -> str:
     parts.append(f"micro-batch {layout.micro_batch}")
     if shared := sharding(layout):
         parts.append(shared)
+    return ", ".join(parts + offload_parts(layout))
+
+
+def offload_parts(layout: LayoutRecord) -> list[str]:
+    """Return what of a layout is not on the GPUs."""
+    parts = []
     if layout.offload_optimizer:
         share = layout.offload_optimizer
         what = "optimizer and weights" if layout.offload_weights else "optimizer"
@@ -67,7 +73,7 @@ def layout_words(layout: LayoutRecord) -> str:
         parts.append(f"{whole} on the host" + (", delayed" if layout.delayed_update else ""))
     if layout.offload_fraction:
         parts.append(offload_words(Offload(layout.offload_fraction, layout.offload_target)))
-    return ", ".join(parts)
+    return parts
 
 
 def schedule_words(plan: Plan) -> str:

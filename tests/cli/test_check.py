@@ -121,6 +121,24 @@ def test_bytes_add_up_and_the_fullest_rank_is_the_verdict() -> None:
     assert max(rank["device"] for rank in found["ranks"]) == found["memory_bytes"]
 
 
+def test_the_fullest_rank_is_shown_through_its_step() -> None:
+    command = f"explain memory llama-3-70b {JOB} --tp 4 --pp 4"
+    shown, found = planner(command, columns=100).stdout, answer(command)
+    rank, moments = found["ranks"][found["peak_rank"]], found["moments"]
+
+    parts = ("weights", "gradients", "optimizer", "buffers", "activations", "working")
+    for moment in moments:
+        assert moment["allocated"] == pytest.approx(sum(moment[part] for part in parts))
+        assert moment["moment"] in shown
+    (peak,) = [moment for moment in moments if moment["peak"]]
+    assert peak["moment"] == rank["moment"]
+    assert peak["allocated"] == max(moment["allocated"] for moment in moments)
+    assert [peak[part] for part in parts] == [rank[part] for part in parts]
+    (marked,) = [line for line in shown.splitlines() if line.endswith("*")]
+    assert marked.split()[:3] == peak["moment"].split()[:3]
+    assert "host_nodes" not in found
+
+
 def test_table_moment_and_changes_are_printed() -> None:
     command = f"explain memory llama-3-70b {JOB} --tp 4 --pp 4"
     shown, found = planner(command, columns=100).stdout, answer(command)

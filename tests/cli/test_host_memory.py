@@ -26,6 +26,26 @@ def test_explain_memory_counts_the_bytes_of_the_host() -> None:
     assert answer["host_bytes"] == pytest.approx(16 * 70.6e9, rel=0.01)
 
 
+def test_every_node_says_what_it_holds() -> None:
+    """Two stages share a node, so the first node holds what the first two gave away."""
+    words = (
+        "explain memory llama-3-70b --cluster dgx-h100 --nodes 4 --global-batch 64 --seq-len 4096 "
+        "--target torch --tp 2 --pp 8 --zero 0 --offload-optimizer 1 --offload host:50%"
+    )
+    text, found = planner(words, columns=100).stdout, json.loads(planner(f"{words} --json").stdout)
+
+    nodes, ranks = found["host_nodes"], found["ranks"]
+    for node, of_node in zip(nodes, (ranks[at : at + 2] for at in (0, 2, 4, 6)), strict=True):
+        assert node["optimizer_bytes"] == pytest.approx(4 * sum(one["host"] for one in of_node))
+        moved = 4 * sum(one["offloaded"] for one in of_node)
+        assert node["activation_bytes"] == pytest.approx(moved)
+        assert node["drive_bytes"] == 0
+        assert f"{node['activation_bytes'] / 2**30:.1f}" in text
+    assert found["host_bytes"] == pytest.approx(
+        max(node["optimizer_bytes"] + node["activation_bytes"] for node in nodes)
+    )
+
+
 def test_explain_speed_names_the_host() -> None:
     answer = json.loads(planner(f"explain speed {LAYOUT} --offload-optimizer 1 --json").stdout)
     parts = answer["parts_s"]

@@ -37,6 +37,29 @@ def test_a_device_is_written_to_and_stays_one() -> None:
     assert Path(os.devnull).is_char_device()
 
 
+@pytest.mark.parametrize("columns", [80, 160])
+def test_no_line_of_an_answer_ends_in_blanks(columns: int) -> None:
+    layout = "explain memory llama-3-8b --cluster dgx-h100 --nodes 1 --global-batch 64"
+    for command in (TINY, f"{layout} --seq-len 8192 --tp 2", "gpus", "models"):
+        lines = planner(command, columns=columns).stdout.splitlines()
+        assert [line for line in lines if line != line.rstrip()] == []
+        assert len(lines) > 5
+
+
+def test_colours_stay_where_blanks_went(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=12, force_terminal=True, color_system="standard")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output, "console", lambda: console)
+        with console.capture() as shown:
+            output.show(Text("red words that wrap", style="red"))
+
+    lines = shown.get().splitlines()
+    assert lines == ["\x1b[31mred words\x1b[0m", "\x1b[31mthat wrap\x1b[0m"]
+
+
 def test_progress_only_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

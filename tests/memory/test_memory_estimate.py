@@ -13,6 +13,7 @@ from planner.memory.activations import layer_bytes
 from planner.memory.estimate import (
     RankMemory,
     allocated_limit,
+    fullest_moments,
     outside_bytes,
     peak_memory,
     rank_memory,
@@ -192,8 +193,23 @@ def test_the_peak_is_the_fullest_moment_of_the_timeline(layout: Layout) -> None:
         assert rank_memory(small_moe(), JOB, layout, rank).allocated == max(
             moment.allocated for moment in timeline
         )
+        assert rank_memory(small_moe(), JOB, layout, rank) in fullest_moments(timeline)
         assert timeline[0].moment == "weights loaded"
         assert timeline[0].allocated == min(moment.allocated for moment in timeline)
+
+
+def test_each_moment_is_listed_once_the_fullest_of_its_name_in_order() -> None:
+    run = job(64, software=TORCH_FSDP)  # gradients come with the first backward pass
+    timeline = rank_timeline(small(), run, layout_with(2, dp=8), 0)
+    found = fullest_moments(timeline)
+
+    assert [memory.moment for memory in found] == [
+        "weights loaded", "passes in flight", "loss", "backward of a layer", "optimizer step"
+    ]  # fmt: skip
+    for memory in found:
+        same = [other.allocated for other in timeline if other.moment == memory.moment]
+        assert memory.allocated == max(same)
+    assert len(timeline) > len(found)
 
 
 def test_what_is_gathered_is_free_when_the_sharded_weight_is_updated() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import StageLayers
 from planner.memory.activations import layer_bytes
-from planner.memory.moments import AGAIN, LAYER, LOADED, LOSS, Moment, job_shape, moments
+from planner.memory.moments import AGAIN, IN_FLIGHT, LAYER, LOADED, LOSS, Moment, job_shape, moments
 from planner.memory.working import gathered_bytes, layer_working_bytes, loss_working_bytes
 from planner.spec.software import MEGATRON_CORE, TORCH_FSDP, TORCH_LAUNCHER
 from tests.properties.strategies import job, layout_with, layouts_of, quick, small, small_moe
@@ -36,7 +36,7 @@ MOMENTS = [
 def test_moments(layout: Layout, stage: StageLayers, expected: set[str]) -> None:
     found = moments(small(), JOB, layout, stage, 0)
 
-    assert {moment.name for moment in found} == {LOADED, *expected}
+    assert {moment.name for moment in found} == {LOADED, IN_FLIGHT, *expected}
 
 
 def test_layers_give_up_what_they_kept_one_after_the_other() -> None:
@@ -58,6 +58,12 @@ def test_other_passes_stay_whole_meanwhile(rank: int, passes: int) -> None:
     found = moments(small(), JOB, layout, StageLayers(2, 0), rank)
 
     assert max(moment.activations for moment in found) == passes * 2 * EACH
+
+
+def test_before_a_backward_pass_everything_is_kept_and_nothing_at_work() -> None:
+    (flight,) = named(moments(small(), JOB, Layout(pp=4), StageLayers(2, 0), 1), IN_FLIGHT)
+
+    assert flight == Moment(IN_FLIGHT, True, 3 * 2 * EACH, 0.0)
 
 
 @quick

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from planner.errors import SpecError
 from planner.layout.ranks import ATTENTION_AXES, EXPERT_AXES, groups
 from planner.plan import CandidateRecord, Plan, SimulatedRecord
+from planner.report.certainty import partition_line, stability_lines
 from planner.report.page.candidates import Axis, dots
 from planner.report.page.document import html_page
 from planner.report.page.facts import facts
@@ -22,9 +23,10 @@ from planner.report.page.links import Crossing, crossing, link_words
 from planner.report.page.markup import Markup, data_script, join, tag
 from planner.report.page.memory import sizes
 from planner.report.page.timeline import MOST_PASSES, TICKS, timeline_data
+from planner.report.words import gib
 from planner.units import format_s
 from tests.cli.command import planner, tiny_plan
-from tests.formats.plans import build_plan, cluster, mixtral
+from tests.formats.plans import build_plan, cluster, llama, mixtral
 from tests.report.pages import JOBS, plan
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
@@ -75,6 +77,7 @@ def test_numbers_are_those_of_the_plan(name: str) -> None:
         *(part_s for part_s in estimate.parts_s.values() if part_s > 1e-6 * estimate.step_time_s),
         *(stage.memory_bytes for stage in plan(name).stages[:1]),
         *(other.step_time_s for other in plan(name).alternatives),
+        *(record.memory_bytes for record in plan(name).simulated),
     ]  # fmt: skip
     assert [value for value in expected if value not in found] == []
     assert facts(plan(name)).differences() == []
@@ -145,7 +148,95 @@ def test_the_timeline_is_that_of_the_simulator(name: str) -> None:
             assert not ((low <= start) & (start < high)).any()
             assert warm_up <= (start < low).sum()  # the whole warm-up and cool-down are shown
             assert warm_up <= (start >= high).sum()
+    assert not data["cut"]
     assert sum(map(len, data["ranks"])) <= 3 * (MOST_PASSES + len(data["ranks"]))
+
+
+def test_a_warm_up_longer_than_what_is_drawn_is_said() -> None:
+    spec = llama(layers=256, heads=32, kv_heads=8)
+    one = build_plan(spec, cluster_spec=cluster(nodes=8), pp=64, vpp=4)
+    one = changed(one, "job", global_batch=512)
+
+    data = timeline_data(facts(one))
+    assert data["cut"]
+    assert sum(map(len, data["ranks"])) <= 3 * (MOST_PASSES + len(data["ranks"]))
+    assert "with a part of warm-up and cool-down" in html_page(one)
+    assert "the steady state in the middle are folded" in html_page(plan("large"))
+
+
+def section(page: str, name: str) -> str:
+    """Return one part of a page."""
+    return page.partition(f'<section id="{name}"')[2].partition("</section>")[0]
+
+
+def test_order_of_machines_is_shown_with_its_gain() -> None:
+    placed = plan("placed").placement
+    assert placed is not None
+    page = html_page(plan("placed"))
+
+    assert values(section(page, "placement")) == [
+        plan("placed").estimate.step_time_s, placed.communication_s,
+        placed.listed_step_time_s, placed.listed_communication_s, placed.healthy_step_time_s,
+        *(link.share for link in placed.slow_links),
+    ]  # fmt: skip
+    assert "nothing: avoided" in page
+    assert ", ".join(plan("placed").hosts) in page
+    for node, host in enumerate(plan("placed").hosts):
+        assert f"node {node}: {host}" in page
+    assert 'href="#placement"' not in html_page(plan("dense"))
+
+
+def test_kinds_of_nodes_have_their_own_capacity() -> None:
+    one = plan("mixed")
+    found, page = facts(one), html_page(plan("mixed"))
+    sizes = [group.gpu.memory_bytes for group in one.cluster.node_groups]
+
+    assert [found.capacity_bytes(rank) for rank in range(one.layout.pp)] == sizes
+    assert page.count('class="capacity"') == 2
+    for group in one.cluster.node_groups:
+        assert f"8 x {group.gpu.name}" in page
+        assert f"on {group.gpu.name}" in section(page, "memory")
+    assert [choice.step_time_s for choice in one.node_choices if choice.step_time_s] == [
+        value for value in values(section(page, "placement")) if value < 1e6
+    ]
+    # what the other commands refuse is not offered
+    assert "planner explain memory" not in page
+    assert "planner explain memory" in html_page(plan("placed"))
+
+
+def test_what_leaves_the_gpus_is_shown_for_each_node() -> None:
+    one = plan("offload")
+    found, shown = facts(one), section(html_page(plan("offload")), "offload")
+
+    assert one.cluster.host is not None
+    held = sum(rank.offloaded for rank in found.memory) * one.cluster.gpus_per_node
+    assert f"<td>{gib(held)}</td>" in shown
+    assert {one.cluster.host.memory_bytes, one.estimate.parts_s["offload"]} <= {*values(shown)}
+    assert "use of the link" in shown
+    assert not section(html_page(plan("dense")), "offload")
+
+
+def test_stages_and_firmness_are_said_as_on_a_terminal() -> None:
+    page = html_page(plan("interleaved"))
+
+    assert html.escape(partition_line(plan("interleaved"))) in section(page, "step")
+    for line in stability_lines(plan("interleaved")):
+        assert html.escape(line) in section(page, "sources")
+    assert 'id="partition"' not in html_page(plan("placed"))
+
+
+def test_the_front_is_marked_where_the_plan_says_so() -> None:
+    one = plan("dense")
+    front = {dot.name for dot in dots(one) if dot.front}
+
+    assert front == {record.label for record in one.pareto}
+    assert len(front) > 2
+    page = html_page(one)
+    assert page.count(" on-front") - page.partition("<body")[0].count(" on-front") == len(front)
+    (points,) = re.findall(r'<polyline points="([^"]*)"', page)
+    across = [float(point.split(",")[0]) for point in points.split()]
+    assert across == sorted(across)
+    assert len(across) == len(front)
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -18,6 +18,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), "")
 
+CHARTS = ["dense", "interleaved", "experts", "offload", "placed", "mixed"]  # every kind of part
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 # Things to press or to stop at whose name a screen reader could not say.
 STOPS = "a, button, summary, [tabindex], section, nav, table"
@@ -232,7 +233,7 @@ def test_a_gpu_shows_its_group(browser: Any, tmp_path: Path, grid: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["dense", "interleaved", "experts"])
+@pytest.mark.parametrize("name", CHARTS)
 def test_text_can_be_read(browser: Any, tmp_path: Path, name: str, scheme: str) -> None:
     opened = Opened(browser, plan(name), tmp_path, color_scheme=scheme)
 
@@ -243,7 +244,7 @@ def test_text_can_be_read(browser: Any, tmp_path: Path, name: str, scheme: str) 
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
-@pytest.mark.parametrize("name", ["dense", "interleaved", "experts"])
+@pytest.mark.parametrize("name", CHARTS)
 def test_axe_finds_no_violation(
     browser: Any, tmp_path: Path, name: str, width: int, scheme: str
 ) -> None:

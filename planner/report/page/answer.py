@@ -10,6 +10,7 @@ from planner.report.words import (
     peak_name,
     percent,
     recomputed,
+    schedule_words,
     seconds,
 )
 
@@ -19,11 +20,11 @@ def answer(facts: Facts) -> Markup:
     plan = facts.plan
     job, cluster = plan.job, plan.cluster
     asked = (
-        f"{plan.model.name} on {len(plan.rank_map)} x {cluster.gpu.name} ({cluster.name}), "
+        f"{plan.model.name} on {cluster.gpu_words(len(plan.rank_map))} ({cluster.name}), "
         f"{job.global_batch} sequences of {job.seq_len:,} tokens, {job.precision}, "
         f"run by {job.software.name}"
     )
-    words = f"{layout_words(plan.layout)}, {recomputed(plan)}"
+    words = f"{layout_words(plan.layout)}{schedule_words(plan)}, {recomputed(plan)}"
     unbroken = [tag("span", word) for word in (words[0].upper() + words[1:]).split(", ")]
     title = join(*(part for word in unbroken for part in (", ", word)))
     return tag(

@@ -1,7 +1,7 @@
 """What the answer was compared with: time against memory, and why other families lost."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.plan import CandidateRecord, Plan
 from planner.report.page.markup import Markup, card, details, number, percent_of, table, tag
@@ -15,6 +15,7 @@ KINDS = {
     "family": "best of another family",
     "simulated": "other simulated layouts, with equal stages",
 }
+FRONT = "no other has both less time and less memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,14 @@ class Dot:
     step_time_s: float
     memory_bytes: float
     why: str = ""
+    front: bool = False  # no other is better in both
 
     @property
     def tip(self) -> str:
         """What pointing at it says."""
         first = f"{self.name}: {seconds(self.step_time_s)}, {gib(self.memory_bytes)} GiB"
-        return f"{first}\n{self.why}" if self.why else first
+        more = [self.why] if self.why else []
+        return "\n".join([first, *more, *([FRONT] if self.front else [])])
 
 
 def dots(plan: Plan) -> list[Dot]:
@@ -44,11 +47,13 @@ def dots(plan: Plan) -> list[Dot]:
         if dot := _dot("family", layout, one, f"{one.label}: {why}"):
             found.append(dot)
     found += [
-        Dot("simulated", one.label, one.step_time_s, one.memory_bytes) for one in plan.simulated
+        Dot("simulated", one.label, one.step_time_s, one.memory_bytes)
+        for one in (*plan.simulated, *plan.pareto)
     ]
+    front = {one.label for one in plan.pareto}
     names: dict[str, Dot] = {}
     for dot in found:
-        names.setdefault(dot.name, dot)
+        names.setdefault(dot.name, replace(dot, front=dot.name in front))
     return list(names.values())[::-1]
 
 
@@ -67,6 +72,9 @@ def candidates_card(plan: Plan) -> Markup:
         *(tag("li", tag("i", class_=f"dot d-{kind}"), KINDS[kind]) for kind in kinds),
         class_="legend",
     )
+    if any(dot.front for dot in shown):
+        legend = Markup(legend.removesuffix("</ul>") + tag("li", tag("i", class_="front"), FRONT))
+        legend = Markup(legend + "</ul>")
     parts = [legend, _scatter(plan, shown)] if len(shown) > 1 else []
     return card(
         "candidates", "Other layouts", search_line(plan) + ".", *parts, _next_table(plan),
@@ -82,7 +90,7 @@ def _scatter(plan: Plan, shown: list[Dot]) -> Markup:
     marks = [
         tag(
             "i",
-            class_=f"dot d-{dot.kind}",
+            class_=f"dot d-{dot.kind}" + (" on-front" if dot.front else ""),
             style=f"left:{x.at(dot.step_time_s)};bottom:{y.at(dot.memory_bytes)}",
             role="listitem",
             tabindex=0 if dot.kind == "best" else -1,
@@ -100,15 +108,23 @@ def _scatter(plan: Plan, shown: list[Dot]) -> Markup:
         *(tag("span", seconds(v), class_="tick x", style=f"left:{x.at(v)}") for v in x.ticks()),
         *(tag("span", gib(v), class_="tick y", style=f"bottom:{y.at(v)}") for v in y.ticks()),
     ]
-    inner = tag(
-        "div", line, tag("div", *marks, role="list", aria_label="Layouts by step time and memory"),
-        *ticks, class_="area",
-    )  # fmt: skip
+    layouts = tag("div", *marks, role="list", aria_label="Layouts by step time and memory")
+    inner = tag("div", line, _front(shown, x, y), layouts, *ticks, class_="area")
     names = (
         tag("span", "memory of the fullest GPU, GiB", class_="name y"),
         tag("span", "step time" + (" (logarithmic)" if x.log else ""), class_="name x"),
     )
     return tag("div", *names, inner, class_="scatter")
+
+
+def _front(shown: list[Dot], x: "Axis", y: "Axis") -> Markup:
+    """Return a line along the layouts that no other beats in both."""
+    ends = sorted((dot.step_time_s, dot.memory_bytes) for dot in shown if dot.front)
+    if len(ends) < 2:
+        return Markup()
+    points = " ".join(f"{100 * x.share(s):.2f},{100 - 100 * y.share(b):.2f}" for s, b in ends)
+    line = tag("polyline", points=points, vector_effect="non-scaling-stroke")
+    return tag("svg", line, viewBox="0 0 100 100", preserveAspectRatio="none", aria_hidden="true")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +169,11 @@ def _all_table(shown: list[Dot]) -> Markup:
     if len(shown) < 2:
         return Markup()
     in_order = sorted(shown, key=lambda dot: dot.step_time_s)
-    rows = [_cells(dot.name, dot.step_time_s, dot.memory_bytes, dot.why) for dot in in_order]
+    rows = [
+        _cells(dot.name, dot.step_time_s, dot.memory_bytes,
+               "; ".join(filter(None, (dot.why, FRONT if dot.front else ""))))
+        for dot in in_order
+    ]  # fmt: skip
     titles = ["layout", "step", "memory GiB", ""]
     return details(f"All {len(rows)} as a table", table("Layouts with a time", titles, rows))
 

@@ -12,6 +12,8 @@ from planner.report.page.facts import facts
 from planner.report.page.grids import grids_card
 from planner.report.page.markup import Markup, join, tag
 from planner.report.page.memory import memory_card
+from planner.report.page.offload import offload_card
+from planner.report.page.placement import placement_card
 from planner.report.page.sources import commands_card, footer, sources_card
 from planner.report.page.step import waterfall_card
 from planner.report.page.timeline import timeline_card
@@ -28,11 +30,13 @@ def html_page(plan: Plan, file: Path = Path("plan.json")) -> str:
         ("step", "Step", waterfall_card(found)),
         ("timeline", "Timeline", timeline_card(found)),
         ("grids", "Ranks", grids_card(plan)),
+        ("placement", "Machines", placement_card(plan)),
+        ("offload", "Offload", offload_card(found)),
         ("candidates", "Other layouts", candidates_card(plan)),
         ("sources", "How sure", sources_card(plan)),
         ("commands", "Commands", commands_card(plan, file)),
     )
-    links = [tag("a", title, href=f"#{name}") for name, title, _ in parts]
+    links = [tag("a", title, href=f"#{name}") for name, title, part in parts if part]
     body = tag(
         "body",
         tag("a", "Skip to the answer", href="#answer", class_="skip"),

@@ -9,6 +9,8 @@ from planner.memory.estimate import RankMemory, rank_memory
 from planner.plan import Plan
 from planner.simulate.step import StepCosts, step_costs
 from planner.simulate.timeline import Timeline, step_timeline
+from planner.spec.cluster import ClusterSpec
+from planner.spec.parts import part_of
 
 SAME = 1e-3  # relative; planners of other versions may differ by more
 
@@ -18,9 +20,19 @@ class Facts:
     """A plan, the memory of each of its pipeline ranks, its step by cost and pass by pass."""
 
     plan: Plan
+    prices: Prices
     memory: tuple[RankMemory, ...]
     costs: StepCosts
     timeline: Timeline
+
+    def capacity_bytes(self, rank: int) -> float:
+        """Return the memory of the GPUs of a pipeline rank; nodes may be of several kinds."""
+        return float(self.part(rank).gpu.memory_bytes)
+
+    def part(self, rank: int) -> ClusterSpec:
+        """Return the nodes under a pipeline rank."""
+        each = len(self.plan.rank_map) // self.plan.layout.pp
+        return part_of(self.plan.cluster, rank * each, each)
 
     @property
     def fullest(self) -> RankMemory:
@@ -45,7 +57,7 @@ def facts(plan: Plan) -> Facts:
     ranks = (rank_memory(plan.model, plan.job, layout, r, split) for r in range(layout.pp))
     prices = Prices(plan.model, plan.cluster, plan.job)
     costs = step_costs(prices, layout, split)
-    return Facts(plan, tuple(ranks), costs, step_timeline(prices, layout, split))
+    return Facts(plan, prices, tuple(ranks), costs, step_timeline(prices, layout, split))
 
 
 def plan_problems(plan: Plan) -> list[str]:

@@ -34,7 +34,7 @@ def grids_card(plan: Plan) -> Markup:
         "walk with the arrow keys, to see its group along the chosen axis."
     )
     grids = [("attention", ATTENTION_AXES), *([("expert", EXPERT_AXES)] if plan.model.moe else [])]
-    parts = [_drawn(grid_of(plan, *one), link_table(plan, *one)) for one in grids]
+    parts = [_drawn(grid_of(plan, *one), link_table(plan, *one), plan.hosts) for one in grids]
     if not plan.model.moe:
         text = "The model has no experts, so there is no expert grid."
         parts.append(tag("p", text, class_="hint"))
@@ -68,11 +68,12 @@ def node_groups(grid: Grid) -> list[list[int]]:
     ]
 
 
-def _drawn(grid: Grid, links: Markup) -> Markup:
+def _drawn(grid: Grid, links: Markup, hosts: tuple[str, ...]) -> Markup:
     groups = node_groups(grid)
     used = [axis for axis, size in zip(grid.axes, grid.sizes, strict=True) if size > 1]
     chosen = used[-1] if used else grid.axes[-1]
-    drawn = [_node(grid, group, grid.axes.index(chosen)) for group in groups[:MOST_GROUPS]]
+    at = grid.axes.index(chosen)
+    drawn = [_node(grid, group, at, hosts) for group in groups[:MOST_GROUPS]]
     title = f"{grid.name.capitalize()} grid"
     sizes = " · ".join(f"{axis} {size}" for axis, size in zip(grid.axes, grid.sizes, strict=True))
     notes = []
@@ -118,12 +119,15 @@ def _axis_buttons(grid: Grid, used: list[str], chosen: str) -> Markup:
     return tag("div", *buttons, class_="buttons axes", role="group", aria_label=label)
 
 
-def _node(grid: Grid, group: list[int], chosen: int) -> Markup:
+def _node(grid: Grid, group: list[int], chosen: int, hosts: tuple[str, ...]) -> Markup:
     cells = [
         _cell(grid, group, gpu, chosen, first=group[0] == 0 and gpu == 0)
         for gpu in range(grid.ranks.shape[1])
     ]
     nodes = f"node {group[0]}" if len(group) == 1 else f"nodes {group[0]}-{group[-1]}"
+    if hosts:
+        ends = dict.fromkeys((hosts[group[0]], hosts[group[-1]]))
+        nodes += f": {' to '.join(ends)}"
     return tag(
         "div", tag("span", nodes, aria_hidden="true"), *cells, class_="node", role="row",
         aria_label=nodes,

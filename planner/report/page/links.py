@@ -6,6 +6,8 @@ from planner.layout.ranks import groups
 from planner.plan import Plan
 from planner.report.page.markup import Markup, join, number, table
 from planner.report.words import seconds
+from planner.spec.cluster import ClusterSpec
+from planner.spec.parts import one_kind
 from planner.units import GB
 
 WORDS = {
@@ -55,15 +57,31 @@ def crossing(plan: Plan, axis: str) -> Crossing:
 
 def link_words(plan: Plan, one: Crossing) -> str:
     """Return the link of a crossing with its rate per GPU and direction."""
-    cluster, net = plan.cluster, plan.cluster.scale_out
-    near = f"{cluster.scale_up.kind}, {cluster.scale_up.bytes_per_s / GB:.4g} GB/s per GPU"
+    net = plan.cluster.scale_out
+    kinds = [one_kind(plan.cluster, group) for group in plan.cluster.node_groups] or [plan.cluster]
+    named = len(kinds) > 1
+    near = ", or ".join(dict.fromkeys(f"{_fabric(part)}{_of(part, named)}" for part in kinds))
     if not one.across or net is None:
         return near
-    rate = net.nics_per_node * net.nic_bytes_per_s / cluster.gpus_per_node
-    far = f"{net.fabric} network, {rate / GB:.3g} GB/s per GPU"
+    far = ", or ".join(dict.fromkeys(f"{_network(part)}{_of(part, named)}" for part in kinds))
     if not one.inside:
         return far
     return f"{one.inside} inside a domain ({near}), {one.across} over the {far}"
+
+
+def _of(cluster: ClusterSpec, named: bool) -> str:
+    return f" on {cluster.gpu.name}" if named else ""
+
+
+def _fabric(cluster: ClusterSpec) -> str:
+    return f"{cluster.scale_up.kind}, {cluster.scale_up.bytes_per_s / GB:.4g} GB/s per GPU"
+
+
+def _network(cluster: ClusterSpec) -> str:
+    net = cluster.scale_out
+    assert net is not None
+    rate = net.nics_per_node * net.nic_bytes_per_s / cluster.gpus_per_node
+    return f"{net.fabric} network, {rate / GB:.3g} GB/s per GPU"
 
 
 def link_table(plan: Plan, name: str, axes: tuple[str, ...]) -> Markup:

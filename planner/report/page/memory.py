@@ -28,7 +28,10 @@ def memory_card(facts: Facts) -> Markup:
     scale = max(1.03 * capacity, *(memory_interval(rank)[1] for rank in facts.memory))
     groups = [
         [rank for rank, _ in group]
-        for _, group in groupby(enumerate(facts.memory), lambda one: _alike(one[1]))
+        for _, group in groupby(
+            enumerate(facts.memory),
+            lambda one: (*_alike(one[1]), facts.capacity_bytes(one[0])),
+        )
     ]
     head = tag(
         "tr",
@@ -69,7 +72,7 @@ def _scale(capacity: float, scale: float) -> Markup:
 
 
 def _row(facts: Facts, group: Sequence[int], scale: float) -> Markup:
-    memory, capacity = facts.memory[group[0]], facts.plan.estimate.capacity_bytes
+    memory, capacity = facts.memory[group[0]], facts.capacity_bytes(group[0])
     low, high = memory_interval(memory)
     parts = [
         tag(
@@ -112,7 +115,8 @@ def _layers(facts: Facts, group: Sequence[int]) -> str:
         for word in ("embedding", "head")
         if any(getattr(stage, word) for rank in group for stage in _stages(facts, rank))
     ]
-    return " + ".join([text, *ends])
+    kind = f" on {facts.part(group[0]).gpu.name}" if facts.plan.cluster.node_groups else ""
+    return " + ".join([text, *ends]) + kind
 
 
 def _stages(facts: Facts, rank: int) -> Sequence[object]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from planner import __version__
 from planner.plan import Plan
+from planner.report.certainty import stability_lines
 from planner.report.page.markup import Markup, card, details, table, tag
 from planner.report.tables import next_steps
 from planner.report.words import interval
@@ -32,18 +33,20 @@ def sources_card(plan: Plan) -> Markup:
             rows.append([f"{what}: {field}", kind, source])
     listed = table("Source of each value", ["value", "", "source"], rows) if rows else Markup()
     more = details(f"Sources of {len(rows)} values", listed) if rows else Markup()
-    return card("sources", "How sure this is", text, more)
+    firm = [tag("p", line, class_="firm") for line in stability_lines(plan)]
+    return card("sources", "How sure this is", text, *firm, more)
 
 
 def commands_card(plan: Plan, file: Path) -> Markup:
     """Return the commands that make the plan again, look into it, and start it."""
     name = shlex.quote(str(file))
     rows = [("Make this plan again", plan.command)] if plan.command else []
-    rows += [
-        ("Make this page again", f"planner report {name} --output report.html"),
-        ("Where the memory goes, and what would lower it", f"planner explain memory {name}"),
-        ("The step as a trace for Perfetto", f"planner simulate {name} --trace step.json.gz"),
-    ]
+    rows.append(("Make this page again", f"planner report {name} --output report.html"))
+    if not plan.cluster.node_groups:  # which these do not know
+        rows += [
+            ("Where the memory goes, and what would lower it", f"planner explain memory {name}"),
+            ("The step as a trace for Perfetto", f"planner simulate {name} --trace step.json.gz"),
+        ]
     steps = next_steps(plan, file)
     rows += zip(("Write the launch files", "Start"), steps, strict=False)
     items = [

@@ -1,5 +1,6 @@
 """Where the step goes: its parts, one behind the other."""
 
+from planner.report.certainty import partition_line
 from planner.report.page.facts import Facts
 from planner.report.page.markup import Markup, card, number, percent_of, tag
 from planner.report.tables import CAUSES
@@ -31,7 +32,9 @@ def waterfall_card(facts: Facts) -> Markup:
         "The step of the busiest pipeline rank. Communication counts only where compute does not "
         "hide it."
     )
-    return card("step", "Where the step goes", lead, body)
+    stages = partition_line(facts.plan)
+    note = tag("p", stages, class_="hint", id="partition") if stages else Markup()
+    return card("step", "Where the step goes", lead, body, note)
 
 
 def _cause(name: str, part_s: float, total_s: float, place: str) -> Markup:

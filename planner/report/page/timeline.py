@@ -14,7 +14,7 @@ from planner.simulate.step import StageCost
 from planner.simulate.timeline import TAIL, Slice
 
 IntArray = NDArray[np.int64]
-MOST_PASSES = 6000  # of all ranks together
+MOST_PASSES = 12_000  # of all ranks together
 TICKS = 1_000_000  # start times are whole millionths of the step
 KINDS = {"F": "forward", "B": "backward", "W": "weight gradient"}
 CAUSE_OF = {
@@ -41,7 +41,10 @@ def timeline_card(facts: Facts) -> Markup:
     )
     if data["fold"]:
         folded = data["fold"][1] - data["fold"][0]
-        lead += f" {seconds(folded * data['tick_s'])} of the steady state in the middle are folded."
+        what = "the steady state in the middle"
+        if data["cut"]:
+            what = "the middle, with a part of warm-up and cool-down,"
+        lead += f" {seconds(folded * data['tick_s'])} of {what} are folded."
     return card(
         "timeline",
         "Pipeline timeline",
@@ -88,7 +91,7 @@ def timeline_data(facts: Facts) -> dict[str, Any]:
     """Return what the script draws: times in ticks, passes as (start, code, micro-batch).
 
     ``code`` is ``6 * virtual stage + 3 * critical + kind``, kinds as ``KINDS``. Passes between the
-    two times of ``fold`` are left out.
+    two times of ``fold`` are left out; ``cut`` says whether some of warm-up or cool-down is.
     """
     found, total_s = facts.timeline, facts.timeline.step_time_s
     critical = set(found.path)
@@ -107,6 +110,7 @@ def timeline_data(facts: Facts) -> dict[str, Any]:
         "tick_s": total_s / TICKS,
         "ticks": TICKS,
         "fold": fold,
+        "cut": _cuts_ends(rows, fold),
         "chunks": max(map(len, facts.costs.held)),
         "held": facts.costs.held,
         "kinds": list(KINDS.values()),
@@ -150,7 +154,8 @@ def _fold(rows: list[IntArray]) -> list[int] | None:
     """Return the times between which passes are left out, or None if few would be.
 
     Both ends keep the warm-up or cool-down of the pipeline and some of the steady state, in which
-    the same few passes repeat; of a pipeline with more than ``MOST_PASSES`` there, only the ends.
+    the same few passes repeat; of a pipeline with more than ``MOST_PASSES`` there, only their
+    beginning and end.
     """
     starts = np.sort(np.concatenate([row[:, 0] for row in rows]))
     warm_up = max(int((row[:, 1] % 3 != 0).argmax()) for row in rows)
@@ -158,6 +163,15 @@ def _fold(rows: list[IntArray]) -> list[int] | None:
     if len(starts) < 3 * half:
         return None
     return [int(starts[half]), int(starts[-half])]
+
+
+def _cuts_ends(rows: list[IntArray], fold: list[int] | None) -> bool:
+    """Whether a rank's first backward or last forward pass is folded away."""
+    if fold is None:
+        return False
+    first = max(int(row[(row[:, 1] % 3 != 0).argmax(), 0]) for row in rows)
+    last = min(int(row[row[:, 1] % 3 == 0][-1, 0]) for row in rows)
+    return first >= fold[0] or last < fold[1]
 
 
 def _shown(row: IntArray, fold: list[int] | None) -> IntArray:
