@@ -62,9 +62,6 @@ class RunRecord(BaseModel):
     offload_optimizer: Annotated[float, Field(ge=0, le=1)] = 0.0
     offload_weights: bool = False
     delayed_update: bool = False
-    shard: str | None = Field(
-        None, description="Ranks that share weights, gradients and optimizer state: 8,8,64."
-    )
     offload: str = Field("none", description="none, host, ssd, or host:50% of the activations.")
     name: str | None = Field(None, description="How you call the run.")
     note: str | None = Field(None, description="Anything; not read.")
