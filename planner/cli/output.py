@@ -112,7 +112,8 @@ def repeated(ctx: typer.Context) -> str:
             continue
         if parameter.param_type_name == "argument":
             words.append(str(value))
+        elif isinstance(value, bool):
+            words.append(max(parameter.opts if value else parameter.secondary_opts, key=len))
         else:
-            name = max(parameter.opts, key=len)
-            words += [name] if value is True else [name, str(value)]
+            words += [max(parameter.opts, key=len), str(value)]
     return shlex.join(words)

@@ -306,3 +306,15 @@ def test_links_that_do_not_fit_the_cluster_are_refused(
 
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+@pytest.mark.parametrize("words", ["--no-offload", "--offload", "--keep 3", ""])
+def test_the_command_of_a_plan_can_be_typed_again(words: str, tmp_path: Path) -> None:
+    first, again = tmp_path / "first.json", tmp_path / "again.json"
+    assert planner(f"{TINY} {words}", "--output", first).exit_code == 0
+
+    command = json.loads(first.read_text())["command"].replace(str(first), str(again))
+
+    assert words in command
+    assert planner(command.removeprefix("planner ")).exit_code == 0
+    assert json.loads(again.read_text())["layout"] == json.loads(first.read_text())["layout"]
