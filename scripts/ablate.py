@@ -12,7 +12,8 @@ from typing import Any
 
 from planner.errors import PlannerError
 from planner.report.accuracy import share
-from planner.validate.cases import Case, Skip, read_case, read_rows
+from planner.validate.cases import Case, read_case, read_rows
+from planner.validate.cells import Skip
 from planner.validate.replay import RowEstimate, estimate_named
 from planner.validate.table import ErrorTable, error_table
 

@@ -19,7 +19,8 @@ from statistics import median
 from planner.errors import PlannerError
 from planner.report.accuracy import share
 from planner.validate.calibrate import Run, calibrate, errors
-from planner.validate.cases import Skip, read_case, read_rows
+from planner.validate.cases import read_case, read_rows
+from planner.validate.cells import Skip
 from planner.validate.table import is_sane, measured_step_s, source, sweep
 
 Row = dict[str, str]

@@ -11,6 +11,10 @@ from planner.cli.output import check_free, note, option, repeated, save, show, w
 if TYPE_CHECKING:
     from planner.layout.limits import Limits
     from planner.search.questions import Found
+    from planner.search.targets import Target
+    from planner.spec.cluster import ClusterSpec
+    from planner.spec.job import JobSpec
+    from planner.spec.model import ModelSpec
 
 NO = 1
 Model = Annotated[
@@ -43,6 +47,28 @@ def _options(keep_free: str, budget: str, limits: "Limits") -> Any:
     )
 
 
+def _asked(
+    model: str,
+    cluster: str,
+    nodes: int | None,
+    global_batch: int,
+    seq_len: int,
+    precision: str,
+    target: str,
+) -> "tuple[ModelSpec, ClusterSpec, JobSpec, Target]":
+    """Return what a search starts from; says on stderr which program is to run the job."""
+    from planner.cli.request import chosen_cluster, chosen_job
+    from planner.search.targets import chosen_target
+    from planner.spec.huggingface import load_model
+
+    spec = load_model(model)
+    machines = chosen_cluster(cluster, nodes, None)
+    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
+    runner, why = chosen_target(target, spec, job)
+    note(f"target {runner.name}: {why}")
+    return spec, machines, job, runner
+
+
 @with_locks
 def min_gpus(
     ctx: typer.Context,
@@ -65,20 +91,13 @@ def min_gpus(
 
     And the fastest plan on them.
     """
-    from planner.cli.request import chosen_cluster, chosen_job
     from planner.search.questions import min_gpus as fewest
-    from planner.search.targets import chosen_target
-    from planner.spec.huggingface import load_model
 
     options = _options(keep_free, budget, limits)
     check_free(output, force)
-    spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, None)
-    job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
-    runner, why = chosen_target(target, spec, job)
-    note(f"target {runner.name}: {why}")
-    with working(f"searching the fewest GPUs for {spec.name}"):
-        found = fewest(spec, machines, job, runner, options)
+    asked = _asked(model, cluster, nodes, global_batch, seq_len, precision, target)
+    with working(f"searching the fewest GPUs for {asked[0].name}"):
+        found = fewest(*asked, options)
     _answer(ctx, found, "GPUs", output, as_json)
 
 
@@ -103,20 +122,13 @@ def max_seq(
 
     And the fastest plan for it.
     """
-    from planner.cli.request import chosen_cluster, chosen_job
     from planner.search.questions import max_seq as longest
-    from planner.search.targets import chosen_target
-    from planner.spec.huggingface import load_model
 
     options = _options(keep_free, budget, limits)
     check_free(output, force)
-    spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, None)
-    job = chosen_job(global_batch, 1, precision, spec, machines.gpu)
-    runner, why = chosen_target(target, spec, job)
-    note(f"target {runner.name}: {why}")
-    with working(f"searching the longest sequence of {spec.name}"):
-        found = longest(spec, machines, job, runner, options)
+    asked = _asked(model, cluster, nodes, global_batch, 1, precision, target)
+    with working(f"searching the longest sequence of {asked[0].name}"):
+        found = longest(*asked, options)
     _answer(ctx, found, "tokens", output, as_json)
 
 

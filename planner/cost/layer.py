@@ -15,6 +15,7 @@ from planner.cost.imbalance import unbalanced
 from planner.cost.overlap import cover_kind, in_chunks
 from planner.layout.layout import Layout, Recompute
 from planner.model.adapters import trained_backward, with_adapters
+from planner.model.backward import is_weight_gradient
 from planner.model.operations import (
     Attention,
     Collective,
@@ -25,7 +26,6 @@ from planner.model.operations import (
     attention_operations,
     embedding_operations,
     head_operations,
-    is_weight_gradient,
     mlp_operations,
     moe_operations,
 )

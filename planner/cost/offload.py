@@ -33,7 +33,7 @@ def link_bytes_per_s(layout: Layout, cluster: ClusterSpec) -> float:
     """Return the bytes per second and direction that each GPU has to the host."""
     host = cluster.host
     assert host is not None
-    return host.gpu_link_bytes_per_s / min(host.link_gpus, _busy_gpus(layout, cluster))
+    return host.shared_link_bytes_per_s(_busy_gpus(layout, cluster))
 
 
 def host_adam_s(moved_bytes: float, layout: Layout, cluster: ClusterSpec) -> float:

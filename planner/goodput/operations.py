@@ -110,7 +110,9 @@ def operations(
     storage behind training; no interval is shorter than that.
     """
     size, nodes = checkpoint_bytes(model, software), ceil(gpus / cluster.gpus_per_node)
-    link = cluster.host.gpu_link_bytes_per_s if cluster.host else HOST_LINK_BYTES_PER_S
+    copying = min(gpus, cluster.gpus_per_node)
+    host = cluster.host
+    link = host.shared_link_bytes_per_s(copying) if host else HOST_LINK_BYTES_PER_S
     each_h = stated.gpu_hours_per_interruption or gpu_hours_per_interruption(cluster.gpu.name)
     mtbf_s = 3600 * each_h / gpus
     stall_s = max(STALL_S, size / gpus / link) if stated.stall_s is None else stated.stall_s

@@ -1,7 +1,8 @@
 """Every check that must pass before the first collective: a late one aborts or hangs, silently."""
 
+from .facts import Facts
 from .plan_file import LayoutConfig, PlanFile, StageConfig
-from .rules import V_SHAPED, Facts, broken_rules
+from .rules import V_SHAPED, broken_rules
 
 
 def facts(plan: PlanFile) -> Facts:

@@ -4,7 +4,8 @@ The rules live with the program they limit (``planner.launcher.rules``), so the 
 and the launcher's check before its first collective can never disagree. No torch is imported.
 """
 
-from planner.launcher.rules import Facts, broken_rules
+from planner.launcher.facts import Facts
+from planner.launcher.rules import broken_rules
 from planner.layout.layout import Layout
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec

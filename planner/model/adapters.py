@@ -7,14 +7,9 @@ gradient is never made.
 
 from functools import lru_cache
 
+from planner.model.backward import backward, is_weight_gradient
 from planner.model.matrices import layer_matrices
-from planner.model.operations import (
-    Elementwise,
-    Gemm,
-    Operation,
-    backward,
-    is_weight_gradient,
-)
+from planner.model.operations import Elementwise, Gemm, Operation
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from planner.cost.layer import kernels_of
+from planner.model.backward import backward
 from planner.model.operations import (
     Attention,
     Elementwise,
@@ -11,7 +12,6 @@ from planner.model.operations import (
     Operation,
     Shape,
     attention_operations,
-    backward,
     embedding_operations,
     head_operations,
     mlp_operations,

@@ -32,11 +32,12 @@ class Rates(NamedTuple):
 
 
 def offload_rates(offload: Offload, cluster: ClusterSpec) -> Rates:
-    """Return the rates of one GPU: its own link to the host, its share of the node's drives."""
-    link = host_of(cluster).gpu_link_bytes_per_s
+    """Return the rates of one GPU while all of its node copy: to the host, to its drives."""
+    gpus = min(cluster.gpus, cluster.gpus_per_node)
+    link = host_of(cluster).shared_link_bytes_per_s(gpus)
     if offload.target != "ssd":
         return Rates(link, link)
-    ssd, gpus = ssd_of(cluster), min(cluster.gpus, cluster.gpus_per_node)
+    ssd = ssd_of(cluster)
     return Rates(min(link, ssd.write_bytes_per_s / gpus), min(link, ssd.read_bytes_per_s / gpus))
 
 

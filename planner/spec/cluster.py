@@ -83,6 +83,10 @@ class HostSpec(BaseModel):
         "Default: CPU-Adam on a DGX-2 of 2018 (4.1 G parameters/s; ZeRO-Offload, ATC 21, table 4).",
     )
 
+    def shared_link_bytes_per_s(self, gpus: int) -> float:
+        """Bytes per second and direction of each GPU while ``gpus`` of the node copy at once."""
+        return self.gpu_link_bytes_per_s / min(self.link_gpus, gpus)
+
 
 class NodeGroup(BaseModel):
     """Nodes of a mixed cluster that are alike; what is left out is as the cluster says."""

@@ -133,15 +133,25 @@ def _kernel_curves(profile: Profile) -> dict[str, KernelCurve]:
 
 
 def _with_host(cluster: ClusterSpec, profile: Profile) -> ClusterSpec:
-    """Return the cluster with the rate of pinned copies while all GPUs of a node copy."""
-    host, measured = cluster.host, profile.host
-    if host is None or measured is None or measured.all_h2d_bytes_per_s is None:
+    """Return the cluster with the rates that copies and drives of a node reached.
+
+    Copies were measured while all GPUs of a node copied, so what they share is in their rate.
+    """
+    host, ssd, measured = cluster.host, cluster.ssd, profile.host
+    sources = dict(cluster.sources)
+    if measured is None:
         return cluster
-    rates = [measured.all_h2d_bytes_per_s, measured.all_d2h_bytes_per_s]
-    rate = min(rate for rate in rates if rate is not None)
-    host = host.model_copy(update={"gpu_link_bytes_per_s": rate})
-    sources = cluster.sources | {"host": f"gpu_link_bytes_per_s {profile.origin}"}
-    return cluster.model_copy(update={"host": host, "sources": sources})
+    if host is not None and measured.all_h2d_bytes_per_s is not None:
+        rates = [measured.all_h2d_bytes_per_s, measured.all_d2h_bytes_per_s]
+        rate = min(rate for rate in rates if rate is not None)
+        host = host.model_copy(update={"gpu_link_bytes_per_s": rate, "link_gpus": 1})
+        sources["host"] = f"gpu_link_bytes_per_s {profile.origin}"
+    read, write = measured.ssd_read_bytes_per_s, measured.ssd_write_bytes_per_s
+    if ssd is not None and read is not None and write is not None and measured.ssd_direct:
+        rates_of_drives = {"read_bytes_per_s": read, "write_bytes_per_s": write}
+        ssd = ssd.model_copy(update=rates_of_drives)
+        sources["ssd"] = f"rates {profile.origin}"
+    return cluster.model_copy(update={"host": host, "ssd": ssd, "sources": sources})
 
 
 def _with_network(

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from planner.errors import PlannerError, SpecError
-from planner.layout.layout import Layout, Offload, Recompute, Shard
+from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.stages import Split, balance_layers
 from planner.model.parameters import layer_parameters
 from planner.spec.cluster import ClusterSpec
@@ -18,16 +18,14 @@ from planner.spec.gpu import GpuSpec
 from planner.spec.huggingface import load_model, model_names
 from planner.spec.job import JobSpec
 from planner.spec.model import MLASpec, ModelSpec, MoESpec
+from planner.validate.cells import Skip, note, number
 from planner.validate.frameworks import Defaults, defaults_for
 from planner.validate.machines import machine
+from planner.validate.offloads import read_hosted, read_offload
 from planner.validate.shapes import Shape, gpt_of_size
 
 csv.field_size_limit(10**7)
 _YES = {"1", "yes", "true"}
-
-
-class Skip(Exception):  # noqa: N818 - an answer, not an error
-    """A row that cannot be estimated, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +55,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if missing:
         raise SpecError(f"{path}:1: columns missing: {', '.join(missing)}; see docs/validate.md")
     return rows
-
-
-def number(row: dict[str, str], column: str) -> float | None:
-    """Return a cell as a number, or None when it is empty or a word."""
-    try:
-        return float(row.get(column, ""))
-    except ValueError:
-        return None
-
-
-def note(row: dict[str, str], key: str) -> str:
-    """Return ``value`` of ``key=value`` in the notes, or an empty string."""
-    match = re.search(rf"(?:^|;)\s*{key}=([^;\s]+)", row.get("notes", ""))
-    return match[1] if match else ""
 
 
 class _Cells:
@@ -161,14 +145,6 @@ def _usual_shape(row: dict[str, str]) -> Shape | None:
     return gpt_of_size(row.get("model", ""))
 
 
-def _hosted(row: dict[str, str]) -> dict[str, float | bool]:
-    """Return what of the optimizer and the weights lies on the host."""
-    text = row.get("offload", "")
-    if "optimizer" not in text:
-        return {}
-    return {"offload_optimizer": 1.0, "offload_weights": "params" in text}
-
-
 def read_model(cells: _Cells) -> ModelSpec:
     """Build the model of a row from its architecture cells."""
     row = cells.row
@@ -234,30 +210,6 @@ def _recompute(cells: _Cells, defaults: Defaults) -> Recompute:
     return Recompute(text)
 
 
-# Megatron's fine-grained modules; all of them together keep what a layer keeps.
-_MODULES = {
-    "attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm", "expert_fc1", "moe_act",
-}  # fmt: skip
-
-
-def read_offload(row: dict[str, str]) -> Offload:
-    """Return the activations that wait in host memory; Skip for some modules of a layer only.
-
-    ``activations-cpu:40 layers``, ``activations-cpu:25%``, or the modules in brackets.
-    """
-    _, given, amount = row.get("offload", "").partition("activations-cpu")
-    if not given:
-        return Offload()
-    if match := re.search(r"(\d+) layers", amount):
-        return Offload.layers(int(match[1]), int(number(row, "n_layers") or 1))
-    if match := re.search(r"([\d.]+)%", amount):
-        return Offload(min(1.0, float(match[1]) / 100), "host")
-    modules = set(re.findall(r"\w+", amount))
-    if modules and modules != _MODULES:
-        raise Skip(f"offload of {' '.join(sorted(modules))} alone cannot be expressed")
-    return Offload(1.0, "host")
-
-
 def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int) -> Layout:
     """Build the layout of a row; raises Skip where it cannot be expressed."""
     row = cells.row
@@ -291,7 +243,7 @@ def read_layout(cells: _Cells, defaults: Defaults, gpus: int, global_batch: int)
         Shard.zero(stage, dp * cp), _recompute(cells, defaults),
         _SCHEDULES.get(note(row, "schedule"), ""),
         offload=read_offload(row),
-        **_hosted(row),  # type: ignore[arg-type]
+        **read_hosted(row),  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 from planner.units import GIB
-from planner.validate.cases import Case, Skip, read_case
+from planner.validate.cases import Case, read_case
+from planner.validate.cells import Skip
 
 
 @dataclass(frozen=True, slots=True)

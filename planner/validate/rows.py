@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from planner.validate.cases import number
+from planner.validate.cells import number
 
 Row = Mapping[str, str]
 

@@ -17,7 +17,8 @@ from planner.errors import PlannerError
 from planner.layout.layout import Recompute
 from planner.memory.interval import Verdict
 from planner.model.flops import model_flops_per_token
-from planner.validate.cases import Case, Skip, number, read_case
+from planner.validate.cases import Case, read_case
+from planner.validate.cells import Skip, number
 from planner.validate.replay import RowEstimate, estimate_row
 from planner.validate.rows import (
     DOUBTFUL,
@@ -339,12 +340,8 @@ def _certain(pairs: Iterable[tuple[Row, RowEstimate]]) -> Certain:
         if estimate.verdict is not None and (oom or measured_step_s(row)):
             seen[oom, estimate.verdict] += 1
     close = seen[True, Verdict.TOO_CLOSE] + seen[False, Verdict.TOO_CLOSE]
-    return Certain(
-        seen.total() - close,
-        seen.total(),
-        seen[False, Verdict.DOES_NOT_FIT],
-        seen[True, Verdict.FITS],
-    )
+    ran, failed_safe = seen[False, Verdict.DOES_NOT_FIT], seen[True, Verdict.FITS]
+    return Certain(seen.total() - close, seen.total(), ran, failed_safe)
 
 
 def _stating(rows: Iterable[Row], pairs: Iterable[tuple[Row, RowEstimate]]) -> tuple[int, int]:

@@ -11,8 +11,8 @@ from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute, Shard
 from planner.memory.estimate import RankMemory, peak_memory
 from planner.model.adapters import adapter_parameters, trained_backward
+from planner.model.backward import is_weight_gradient
 from planner.model.flops import model_flops_per_token, operation_flops
-from planner.model.operations import is_weight_gradient
 from planner.model.parameters import total_parameters
 from planner.search.stages import partition_problem
 from planner.simulate.step import estimate_step

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.launcher.rules import RULES, Facts, broken_rules
+from planner.launcher.facts import Facts
+from planner.launcher.rules import RULES, broken_rules
 
 LEGAL = Facts(
     layers=8,

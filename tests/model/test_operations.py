@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.model.backward import backward
 from planner.model.flops import attention_flops_per_token, model_flops_per_token
 from planner.model.operations import (
     Attention,
@@ -15,7 +16,6 @@ from planner.model.operations import (
     Operation,
     Shape,
     attention_operations,
-    backward,
     embedding_operations,
     head_operations,
     mlp_operations,

@@ -11,7 +11,8 @@ from statistics import fmean
 import pytest
 
 from planner.units import GIB
-from planner.validate.cases import note, read_case, read_rows
+from planner.validate.cases import read_case, read_rows
+from planner.validate.cells import note
 from planner.validate.replay import estimate_case, printed_memory_bytes
 
 ROWS = read_rows(Path(__file__).parents[1] / "data" / "papers" / "zero_bubble_table_4.csv")

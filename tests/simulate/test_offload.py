@@ -114,6 +114,15 @@ def test_drives_are_shared_by_the_gpus_of_a_node(target: str, expected: Rates) -
     assert offload_rates(Offload(1.0, target), H100) == expected
 
 
+def test_gpus_behind_one_switch_share_its_link() -> None:
+    dgx2 = cluster("dgx-2", 1)
+    assert dgx2.host is not None
+
+    rates = offload_rates(Offload(1.0, "host"), dgx2)
+
+    assert rates.store_bytes_per_s == dgx2.host.gpu_link_bytes_per_s / 4
+
+
 def test_drives_are_reached_over_the_link() -> None:
     assert H100.ssd is not None
     fast = H100.ssd.model_copy(update={"write_bytes_per_s": 8000 * GB})

@@ -8,7 +8,7 @@ from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import StageLayers
 from planner.memory.estimate import peak_memory, rank_memory
-from planner.model.operations import backward, is_weight_gradient
+from planner.model.backward import backward, is_weight_gradient
 from planner.schedule.kinds import SCHEDULES, V_SHAPED, schedule_name
 from planner.simulate.held_back import weight_share
 from planner.simulate.step import estimate_step, stage_cost

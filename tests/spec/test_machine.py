@@ -9,7 +9,8 @@ from planner.cost.compute import attention_s, elementwise_s, gemm_s
 from planner.cost.layer import Prices
 from planner.errors import SpecError
 from planner.layout.layout import Layout
-from planner.model.operations import Attention, Elementwise, Gemm, backward
+from planner.model.backward import backward
+from planner.model.operations import Attention, Elementwise, Gemm
 from planner.spec.calibration import calibrated_cluster
 from planner.spec.cluster import load_cluster
 from planner.spec.fit import fit_kernel
@@ -187,6 +188,27 @@ def test_pinned_copies_of_all_gpus_at_once_are_what_counts() -> None:
 
     assert applied.host is not None
     assert applied.host.gpu_link_bytes_per_s == 15e9
+
+
+def test_a_rate_of_copies_at_once_is_not_divided_again() -> None:
+    host = {"all_h2d_bytes_per_s": "3 GB/s"}
+    applied = apply_profile(load_cluster("dgx-2"), profile(host=host, gemms=[], attention=[]))
+
+    assert applied.host is not None
+    assert applied.host.shared_link_bytes_per_s(16) == 3e9
+
+
+@pytest.mark.parametrize(("direct", "write"), [(True, 2e9), (False, None)])
+def test_drives_count_as_measured_past_the_page_cache(direct: bool, write: float | None) -> None:
+    host = {"ssd_read_bytes_per_s": "4 GB/s", "ssd_write_bytes_per_s": "2 GB/s",
+            "ssd_direct": direct}  # fmt: skip
+    shipped = load_cluster("dgx-h100")
+    applied = apply_profile(shipped, profile(host=host, gemms=[], attention=[]))
+
+    assert shipped.ssd is not None
+    assert applied.ssd is not None
+    assert applied.ssd.write_bytes_per_s == (write or shipped.ssd.write_bytes_per_s)
+    assert applied.ssd.endurance_bytes == shipped.ssd.endurance_bytes
 
 
 def test_merged_profiles_hold_all_and_the_last_of_what_is_in_both() -> None:

@@ -18,7 +18,8 @@ from planner.layout.layout import Layout, Recompute
 from planner.simulate.step import estimate_step
 from planner.spec.calibration import FACTORS, calibrated_cluster, calibrated_software
 from planner.validate.calibrate import Run, calibrate, errors, most_factors
-from planner.validate.cases import Skip, read_case, read_rows
+from planner.validate.cases import read_case, read_rows
+from planner.validate.cells import Skip
 from planner.validate.rows import is_sane, measured_step_s, source
 from tests.properties.strategies import cluster, job, layout_with, model, software
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from planner.errors import SpecError
 from planner.layout.layout import Recompute, Shard
 from planner.spec.huggingface import load_model
-from planner.validate.cases import Case, Skip, note, number, read_case, read_rows
+from planner.validate.cases import Case, read_case, read_rows
+from planner.validate.cells import Skip, note, number
 from tests.properties.strategies import quick
 
 # a GPT-3 of 175 billion parameters, everything stated

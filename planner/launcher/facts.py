@@ -1,0 +1,67 @@
+"""What the rules of the launcher look at."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """The numbers of model, job and layout that decide whether torch can run them.
+
+    Batch sizes are in sequences, lengths in tokens; shard sizes are ranks that share one copy.
+    ``rotary_dim`` is how much of a head is turned. Without experts ``experts`` and their widths
+    are 0.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    rotary_dim: int
+    ffn_hidden: int
+    experts: int
+    expert_ffn_hidden: int
+    shared_ffn_hidden: int
+    vocab: int
+    positions: int
+    sliding_window: int
+    attention_sinks: bool
+    expert_bias: bool
+    mtp_layers: int
+    global_batch: int
+    seq_len: int
+    precision: str
+    dropout: bool
+    tp: int
+    cp: int
+    pp: int
+    vpp: int
+    dp: int
+    ep: int
+    etp: int
+    micro_batch: int
+    sequence_parallel: bool
+    shard_weights: int
+    shard_gradients: int
+    shard_optimizer: int
+    schedule: str = ""  # empty: 1F1B, interleaved where vpp > 1
+    optimizer: str = "adamw"
+    lora_rank: int = 0
+    offload_optimizer: float = 0.0
+    offload_weights: bool = False
+    delayed_update: bool = False
+    shard_secondary: int = 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one rank in one step."""
+        return self.global_batch // (self.dp * self.micro_batch)
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks of one pipeline stage; the expert grid folds the same ones."""
+        return self.tp * self.cp * self.dp
+
+    @property
+    def edp(self) -> int:
+        """Copies of each expert."""
+        return self.stage_ranks // (self.ep * self.etp)
