@@ -7,6 +7,8 @@ carry leading batch dimensions, which cost far less than one sweep each.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +17,7 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Level:
+class Level(NamedTuple):
     """Tasks of equal depth and the edges into them, as ranges of the sorted order.
 
     ``tails`` holds the sorted position of each edge's tail, ``first_edges`` the edge (counted
@@ -59,19 +60,32 @@ class CriticalPath:
     path: tuple[int, ...]
 
 
-def topology(tasks: int, tails: ArrayLike, heads: ArrayLike) -> Topology:
+def topology(
+    tasks: int, tails: ArrayLike, heads: ArrayLike, chains: IntArray | None = None
+) -> Topology:
     """Sort a graph of ``tasks`` tasks whose edge ``e`` runs from ``tails[e]`` to ``heads[e]``.
+
+    ``chains`` are the first tasks, in rising order, of runs in which every task has an edge from
+    the one before it, such as the passes of a rank; they make sorting several times as fast.
 
     Raises ``ValueError`` if the graph has a cycle, so that no order of execution exists.
     """
     tail, head = (np.asarray(ends, dtype=np.int64).ravel() for ends in (tails, heads))
-    depth = _depths(tasks, tail, head)
-    order = np.argsort(depth, kind="stable")
+    if chains is None or not tasks:
+        order, widths = _by_depth(tasks, tail, head)
+    else:
+        order, widths = _chains_by_depth(tasks, tail, head, chains)
+    if len(order) < tasks:
+        stuck = np.setdiff1d(np.arange(tasks), order)
+        raise ValueError(
+            f"the task graph has a cycle; {len(stuck)} tasks wait, one is {int(stuck[0])}"
+        )
     place = np.empty(tasks, dtype=np.int64)
     place[order] = np.arange(tasks)
-    edge_order = np.argsort(place[head], kind="stable")
-    place_of_head = place[head[edge_order]]
-    levels = _levels(np.bincount(depth), place[tail[edge_order]], place_of_head)
+    place_of_head = place[head]
+    edge_order = np.argsort(place_of_head, kind="stable")
+    place_of_head = place_of_head[edge_order]
+    levels = _levels(widths, place[tail[edge_order]], place_of_head)
     return Topology(order, edge_order, place_of_head, tail, head, levels)
 
 
@@ -124,10 +138,11 @@ def _sorted_rows(times: FloatArray, batch: tuple[int, ...], order: IntArray) -> 
     return rows.T[order]
 
 
-def _depths(tasks: int, tails: IntArray, heads: IntArray) -> IntArray:
-    """Return the number of edges on the longest chain into each task (Kahn's algorithm).
+def _by_depth(tasks: int, tails: IntArray, heads: IntArray) -> tuple[IntArray, IntArray]:
+    """Return tasks by the edges on the longest chain into each, and how many have 0, 1, ... edges.
 
-    A plain loop: levels are narrow, so lists beat arrays here.
+    Kahn's algorithm, without the tasks of a cycle. A plain loop: of a graph of which no more is
+    known levels may be narrow, and lists then beat arrays.
     """
     waiting = np.bincount(heads, minlength=tasks).tolist()
     first = np.concatenate([[0], np.cumsum(np.bincount(tails, minlength=tasks))]).tolist()
@@ -142,21 +157,61 @@ def _depths(tasks: int, tails: IntArray, heads: IntArray) -> IntArray:
             if not waiting[after]:
                 depth[after] = below
                 ready.append(after)
-    if len(ready) < tasks:
-        stuck = next(task for task in range(tasks) if waiting[task])
-        raise ValueError(
-            f"the task graph has a cycle; {tasks - len(ready)} tasks wait, one is {stuck}"
-        )
-    return np.array(depth, dtype=np.int64)
+    order = np.array(ready, dtype=np.int64)
+    return order, np.bincount(np.array(depth, dtype=np.int64)[order])
+
+
+def _chains_by_depth(
+    tasks: int, tails: IntArray, heads: IntArray, chains: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Return what ``_by_depth`` does, with one step of arrays per depth: the next of each chain."""
+    number = np.arange(len(chains))
+    ends = np.append(chains[1:], tasks)
+    # behind each chain lies a place that never becomes ready
+    place = np.arange(tasks) + number.repeat(ends - chains)
+    never, nothing = tasks + len(chains) + np.arange(2)
+    done = np.zeros(nothing + 1, dtype=bool)
+    done[nothing] = True
+    columns = _waits(place[tails], place[heads], np.full(nothing, nothing))
+    columns[0][ends + number] = never
+    following, fronts = chains + number, []
+    while True:
+        ready = done.take(columns[0].take(following))
+        for column in columns[1:]:
+            ready &= done.take(column.take(following))
+        front = following[ready]
+        if not len(front):
+            break
+        done[front] = True
+        following += ready
+        fronts.append(front)
+    found = np.concatenate(fronts) if fronts else np.empty(0, dtype=np.int64)
+    order = found - number.repeat(ends - chains + 1)[found]
+    return order, np.array([len(front) for front in fronts], dtype=np.int64)
+
+
+def _waits(tails: IntArray, heads: IntArray, nothing: IntArray) -> list[IntArray]:
+    """Return columns that together hold the tails of every head, apart from the task before it."""
+    kept = tails != heads - 1
+    tails, heads = tails[kept], heads[kept]
+    columns: list[IntArray] = []
+    while len(heads) or not columns:
+        column = nothing.copy()
+        column[heads] = tails
+        columns.append(column)
+        left = column[heads] != tails  # of several tails the last stands in the column
+        tails, heads = tails[left], heads[left]
+    return columns
 
 
 def _levels(widths: IntArray, tails: IntArray, place_of_head: IntArray) -> tuple[Level, ...]:
     """Cut sorted tasks and edges into levels; the first level has no edges and is left out."""
-    task_bounds = np.concatenate([[0], np.cumsum(widths)])
-    first_edge = np.searchsorted(place_of_head, np.arange(task_bounds[-1] + 1))
-    levels = []
-    for low, high in zip(task_bounds[1:-1].tolist(), task_bounds[2:].tolist(), strict=True):
-        edges = slice(int(first_edge[low]), int(first_edge[high]))
-        starts = first_edge[low:high] - edges.start
-        levels.append(Level(slice(low, high), edges, tails[edges], starts))
-    return tuple(levels)
+    bounds = np.concatenate([[0], np.cumsum(widths)])
+    edges_into = np.bincount(place_of_head, minlength=bounds[-1])
+    first = np.concatenate([[0], np.cumsum(edges_into)])
+    starts = first[:-1] - first[bounds[:-1]].repeat(widths)
+    cuts = zip(bounds.tolist(), first[bounds].tolist(), strict=True)
+    return tuple(
+        Level(slice(low, high), slice(begin, end), tails[begin:end], starts[low:high])
+        for (low, begin), (high, end) in list(pairwise(cuts))[1:]
+    )

@@ -107,7 +107,7 @@ def tasks_of(shape: Shape) -> Tasks:
     first = np.zeros(count, dtype=bool)
     first[task[:, 0]] = True
     tails, heads, boundary = _edges(passes, task, first, shape.overlap_p2p)
-    graph = topology(count, tails, heads)
+    graph = topology(count, tails, heads, task[:, 0])
     return Tasks(passes, graph, task, forward, backward, weight, boundary)
 
 

@@ -187,7 +187,9 @@ def _path(step: StepCosts, times: PassTimes, rank: int) -> tuple[int, ...]:
     task_s = np.bincount(made.task.ravel(), (times.end_s - times.start_s).ravel(), count)
     # a last task longer than all others together makes this path the longest of the graph
     task_s = np.concatenate([task_s, step.tails[rank], [task_s.sum() + 1.0]])
-    found = critical_path(topology(count + len(tail), tails, heads), task_s, lag_s).path[:-1]
+    chains = np.append(made.task[:, 0], count)
+    graph = topology(count + len(tail), tails, heads, chains)
+    found = critical_path(graph, task_s, lag_s).path[:-1]
     of_task: dict[int, list[int]] = {}
     for place, task in enumerate(made.task.ravel().tolist()):
         of_task.setdefault(task, []).append(place)
