@@ -149,10 +149,10 @@ def pipeline_trace(
     own_s, task_end_s = of_passes(times), _end_s(shape, times)[0]
     end_s = task_end_s[made.task]
     # passes of one task run one after the other, the last one up to its end
-    for place in range(order.length - 2, -1, -1):
-        joined = made.task[:, place] == made.task[:, place + 1]
-        start_s = end_s[:, place + 1] - own_s[:, place + 1]
-        end_s[:, place] = np.where(joined, start_s, end_s[:, place])
+    joined = made.task[:, :-1] == made.task[:, 1:]
+    for _ in range(int(np.bincount(made.task.ravel()).max()) - 1):
+        next_start_s = end_s[:, 1:] - own_s[:, 1:]
+        end_s[:, :-1] = np.where(joined, next_start_s, end_s[:, :-1])
     lag_s = np.append(times.send_s[0], 0.0)[made.boundary]
     held_s = own_s - of_passes(raw)
     return PassTimes(made, end_s - own_s, end_s, held_s, raw.send_s[0], task_end_s, lag_s)
