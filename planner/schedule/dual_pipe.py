@@ -9,11 +9,10 @@ the README, where F is as long as the input gradient. Where it is not, this orde
 ``(P / 2 - 1) (F&B + F - 2 W)`` as long as W is the shortest of the three.
 """
 
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import deque
 
 from planner.schedule.kinds import CROSSED, kind_of, stage_of
-from planner.schedule.listed import BACKWARD, FORWARD, WEIGHT, Pass, Task, listed
+from planner.schedule.listed import BACKWARD, FORWARD, WEIGHT, code, counted
 from planner.schedule.passes import Order
 
 NEAR, FAR = 0, 1  # the direction whose first stages are on this half of the ranks, and the other
@@ -28,12 +27,14 @@ def dual_pipe(kind: str, stages: int, micro_batches: int) -> Order:
     crossed = kind_of(kind).placement == CROSSED
     halves = stages // 2 if crossed else stages
     count = micro_batches // kind_of(kind).pipelines
-    planned, ranks = max(count, 2 * halves), []
+    planned, codes, joined = max(count, 2 * halves), [], []
     for rank in range(stages):
         turned = crossed and rank >= halves
         steps = _steps(stages - 1 - rank if turned else rank, halves, planned)
-        ranks.append(list(_tasks(steps, (FAR, NEAR) if turned else (NEAR, FAR))))
-    return listed(kind, stage_of(kind, stages, 2), count, ranks)
+        tasks = _tasks(steps, (FAR, NEAR) if turned else (NEAR, FAR))
+        codes.append([one for task in tasks for one in task])
+        joined.append([number > 0 for task in tasks for number in range(len(task))])
+    return counted(kind, stage_of(kind, stages, 2), count, codes, joined)
 
 
 def _steps(rank: int, halves: int, count: int) -> list[Step]:
@@ -58,27 +59,21 @@ def _steps(rank: int, halves: int, count: int) -> list[Step]:
     ]
 
 
-def _tasks(steps: list[Step], chunk_of: tuple[int, int]) -> Iterator[Task]:
-    """Yield the tasks of one rank; ``chunk_of`` says which chunk is near and which is far."""
-    done: Counter[tuple[int, int]] = Counter()
-    held: deque[Pass] = deque()
-
-    def run(what: int, chunk: int) -> Pass:
-        done[what, chunk] += 1
-        return what, done[what, chunk] - 1, chunk
-
+def _tasks(steps: list[Step], chunk_of: tuple[int, int]) -> list[list[int]]:
+    """Return the codes of each task; ``chunk_of`` says which chunk is near and which is far."""
+    found: list[list[int]] = []
+    held: deque[int] = deque()
     for what, direction in steps:
         chunk, other = chunk_of[direction], chunk_of[1 - direction]
         if what == "F":
-            yield (run(FORWARD, chunk),)
+            found.append([code(FORWARD, chunk)])
         elif what == "W":
-            yield (held.popleft(),)
+            found.append([code(WEIGHT, held.popleft())])
+        elif what == "I":
+            held.append(chunk)
+            found.append([code(BACKWARD, chunk)])
+        elif what == "B":
+            found.append([code(BACKWARD, chunk), code(WEIGHT, chunk)])
         else:
-            beside = () if what != "F&B" else (run(FORWARD, chunk),)
-            back = run(BACKWARD, other if what == "F&B" else chunk)
-            weight = (WEIGHT, *back[1:])
-            if what == "I":
-                held.append(weight)
-                yield (back,)
-            else:
-                yield (*beside, back, weight)
+            found.append([code(FORWARD, chunk), code(BACKWARD, other), code(WEIGHT, other)])
+    return found

@@ -7,18 +7,21 @@ rank before it sets how long a pass is kept: half and a third of the memory of 1
 two thirds of its bubble.
 """
 
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import deque
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.schedule.in_flight import peak_chunk_passes
 from planner.schedule.kinds import IntArray, stage_of
-from planner.schedule.listed import BACKWARD, FORWARD, WEIGHT, Pass, Task, listed
+from planner.schedule.listed import BACKWARD, FORWARD, WEIGHT, Pass, Task, code, counted, listed
 from planner.schedule.passes import Order
 
 PERIOD = 6  # F, B and W of two chunks, one unit each
+REPEATS = 3  # of p + 3 micro-batches the second already runs like every later one (see the tests)
 # units from a rank to the next, for F down, F back, B down and B back: a pass is kept for the time
 # of all four, so their sum is 6 for half of 1F1B's memory and 4 for a third (2405.15362, 3)
 STEPS = {"v_half": (2, 1, 2, 1), "v_min": (1, 1, 1, 1)}
@@ -30,27 +33,21 @@ def v_shaped(kind: str, stages: int, micro_batches: int) -> Order:
 
     ``zb_v`` is made for ``2 p - 1`` micro-batches or more; of fewer, some are left out.
     """
-    ranks: list[list[Task]]
-    if kind in STEPS:
-        ranks = _squeezed(kind, stages, micro_batches)
-    else:
+    place = stage_of(kind, stages, 2)
+    if kind == "zb_v":
         planned = max(micro_batches, 2 * stages - 1)
-        ranks = [list(_zb_v_tasks(rank, stages, planned)) for rank in range(stages)]
-    return listed(kind, stage_of(kind, stages, 2), micro_batches, ranks)
+        codes = [_zb_v_codes(rank, stages, planned) for rank in range(stages)]
+        return counted(kind, place, micro_batches, codes)
+    few = min(micro_batches, stages + REPEATS)
+    return _lengthened(listed(kind, place, few, _squeezed(kind, stages, few)), micro_batches)
 
 
-def _zb_v_tasks(rank: int, stages: int, micro_batches: int) -> Iterator[Task]:
-    """Yield the passes of one rank, each micro-batch of a chunk in turn."""
-    done: Counter[tuple[int, int]] = Counter()
-    for what, chunk in _zb_v_pattern(rank, stages, micro_batches):
-        yield ((what, done[what, chunk], chunk),)
-        done[what, chunk] += 1
-
-
-def _zb_v_pattern(rank: int, stages: int, micro_batches: int) -> list[tuple[int, int]]:
-    """Return (what, chunk): warm-up, steady state, B alone, B and W, W alone."""
+def _zb_v_codes(rank: int, stages: int, micro_batches: int) -> list[int]:
+    """Return the codes of a rank: warm-up, steady state, B alone, B and W, W alone."""
     after = stages - rank
-    first, second = ([(what, chunk) for what in (FORWARD, BACKWARD, WEIGHT)] for chunk in (0, 1))
+    first, second = (
+        [code(what, chunk) for what in (FORWARD, BACKWARD, WEIGHT)] for chunk in (0, 1)
+    )
     started, returned = 2 * after - 1 + rank, stages  # forward passes of either chunk so far
     warm_up = first[:1] * (2 * after - 1) + [second[0], first[0]] * rank + second * after
     steady = [*first, *second] * (micro_batches - started)
@@ -117,6 +114,34 @@ def _squeezed(kind: str, stages: int, micro_batches: int) -> list[list[Task]]:
                 left -= 1
         now += 1
     return ranks
+
+
+def _lengthened(short: Order, micro_batches: int) -> Order:
+    """Return ``short`` with the passes of one period, up to B of its second micro-batch, repeated.
+
+    A pass that is repeated runs the next micro-batch every time, and so do those behind it.
+    """
+    more = micro_batches - short.micro_batches
+    if not more:
+        return short
+    last = short.backward & (short.micro_batch == 1) & (short.chunk == 0)
+    repeats_at = last.argmax(axis=1)[:, None] + 1
+    place = np.arange(short.length + PERIOD * more)
+    later = np.clip((place - repeats_at) // PERIOD + 1, 0, more)
+    source = place - PERIOD * later
+
+    def longer(array: NDArray[Any]) -> NDArray[Any]:
+        return np.take_along_axis(array, source, axis=1)
+
+    return replace(
+        short,
+        micro_batches=micro_batches,
+        backward=longer(short.backward),
+        weight=longer(short.weight),
+        micro_batch=longer(short.micro_batch) + later,
+        chunk=longer(short.chunk),
+        joined=longer(short.joined),
+    )
 
 
 def _block_orders(kind: str, stages: int, micro_batches: int) -> list[deque[Pass]]:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from planner.schedule.in_flight import peak_chunk_passes
+from planner.schedule.listed import listed
 from planner.schedule.orders import order
 from planner.schedule.passes import in_flight
+from planner.schedule.v_shaped import _squeezed, v_shaped
 from planner.simulate.pipeline import pipeline_time
 
 STAGES = [1, 2, 3, 4, 5, 6, 8, 9, 12, 16]
@@ -45,3 +47,16 @@ def test_bubble_is_about_the_papers(kind: str, share: float, stages: int) -> Non
 def test_few_micro_batches_are_all_kept() -> None:
     for kind in ("v_half", "v_min"):
         assert in_flight(order(kind, 8, 1, 2)).tolist() == [2] * 8
+
+
+@pytest.mark.parametrize("kind", ["v_half", "v_min"])
+@pytest.mark.parametrize("stages", [1, 2, 3, 5, 8, 13])
+def test_one_period_repeated_is_the_order_made_in_full(kind: str, stages: int) -> None:
+    """Orders of many micro-batches repeat what few run; each must be what the long way makes."""
+    for micro_batches in (1, 2, stages + 2, stages + 4, 2 * stages + 5, 5 * stages + 1):
+        made = v_shaped(kind, stages, micro_batches)
+        ranks = _squeezed(kind, stages, micro_batches)
+        in_full = listed(kind, made.stage, micro_batches, ranks)
+
+        for name in ("backward", "weight", "micro_batch", "chunk", "warm_up", "joined"):
+            np.testing.assert_array_equal(getattr(made, name), getattr(in_full, name), name)

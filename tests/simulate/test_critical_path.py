@@ -1,5 +1,6 @@
 """The level sweep against networkx on random graphs, and against sums done by hand."""
 
+from itertools import pairwise
 from typing import Any
 
 import networkx as nx
@@ -68,6 +69,35 @@ def test_no_task_starts_before_its_input(seed: int) -> None:
     for task in range(tasks):
         arrivals = (found.end_s[tails] + lag_s)[heads == task]
         assert found.start_s[task] == pytest.approx(max(arrivals, default=0.0), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_graph_of_chains_is_sorted_as_any_graph(seed: int) -> None:
+    """The ranks of a pipeline are chains: the fast sort of those against the general one."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 12, int(rng.integers(1, 9)))
+    tasks, first = int(lengths.sum()), np.cumsum(lengths) - lengths
+    moment = rng.permutation(tasks)  # when each task runs: rising along a chain
+    for low, high in pairwise([*first.tolist(), tasks]):
+        moment[low:high].sort()
+    ends = rng.integers(0, max(tasks, 1), (int(rng.integers(0, 3 * tasks + 1)), 2))
+    ends = ends[moment[ends[:, 0]] < moment[ends[:, 1]]].T
+    later = np.setdiff1d(np.arange(tasks), first)
+    tails, heads = (np.concatenate(parts) for parts in zip(ends, (later - 1, later), strict=True))
+    found, general = topology(tasks, tails, heads, first), topology(tasks, tails, heads)
+
+    task_s, lag_s = rng.random(tasks), rng.random(len(tails))
+    np.testing.assert_array_equal(
+        end_times(found, task_s, lag_s), end_times(general, task_s, lag_s)
+    )
+    assert [len(a.first_edges) for a in found.levels] == [
+        len(b.first_edges) for b in general.levels
+    ]
+
+
+def test_a_cycle_between_chains_is_an_error() -> None:
+    with pytest.raises(ValueError, match="cycle; 2 tasks wait, one is 1"):
+        topology(4, [0, 2, 3, 1], [1, 3, 1, 3], np.array([0, 2]))
 
 
 @pytest.mark.parametrize("seed", range(0, 250, 25))
