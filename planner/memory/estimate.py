@@ -1,11 +1,12 @@
 """Peak bytes of each pipeline rank, by component."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.layout.layout import Layout
 from planner.layout.local import sharded_parameters, stage_local, streams_gradients, trained_local
 from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers, together
-from planner.memory.moments import LOADED, STEP, job_shape, moments, offloaded_bytes
+from planner.memory.moments import LOADED, STEP, Moment, job_shape, moments, offloaded_bytes
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes, step_working_bytes
 from planner.schedule.kinds import chunks_of, stage_of
@@ -104,8 +105,12 @@ def rank_timeline(
     layout: Layout,
     rank: int,
     split: Split | None = None,
+    given: Sequence[Moment] | None = None,
 ) -> tuple[RankMemory, ...]:
-    """Return pipeline rank ``rank`` (0 first) at every moment of a step when it may be fullest."""
+    """Return pipeline rank ``rank`` (0 first) at every moment of a step when it may be fullest.
+
+    Those are the moments of the schedule unless ``given``; the optimizer step comes last.
+    """
     mine = held_layers(model, layout, rank, split)
     shape, software = job_shape(job, layout), job.software
     local = stage_local(model, mine, layout.tp, layout.ep, layout.etp, software)
@@ -135,7 +140,7 @@ def rank_timeline(
             states.host,
             offloaded,
         )
-        for moment in moments(model, job, layout, mine, rank)
+        for moment in (moments(model, job, layout, mine, rank) if given is None else given)
     ]
     # the sharded fp32 weight is updated; what was gathered of it is free
     weights = 0.0 if software.sharded_master and adapters is None else states.weights

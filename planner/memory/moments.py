@@ -149,16 +149,28 @@ def moments(
     lazy = job.software.lazy_gradients
     found = [Moment(LOADED, not lazy, 0.0, 0.0)]
     for gradients, passes in _passes(layout, micro_batches, rank, lazy):
-        others = (passes - 1) * kept.resident
-        if passes > 1 and not _loss_follows(layout, mine):  # its last store is under way
-            others += kept.loaded
-        first = gradients or not lazy
-        found.append(Moment(IN_FLIGHT, gradients, others + kept.resident, 0.0))
-        for name, own, working in _backward(model, job, layout, mine, kept, first):
-            found.append(Moment(name, gradients, others + own, working))
+        found += moments_of(model, job, layout, mine, gradients, passes)
     if lazy and micro_batches == 1:  # gradients are whole only when activations are gone
         layers = [moment.working for moment in found if moment.name in (LAYER, AGAIN)]
         found.append(Moment(LAYER, True, kept.last_layer, max(layers, default=0.0)))
+    return found
+
+
+def moments_of(
+    model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers, gradients: bool, passes: int
+) -> list[Moment]:
+    """Return the moments of a backward pass: ``passes`` are in flight before it, itself included.
+
+    The first is the moment at which it begins; ``gradients`` says whether those are there by then.
+    """
+    kept = kept_bytes(model, job, layout, mine)
+    others = (passes - 1) * kept.resident
+    if passes > 1 and not _loss_follows(layout, mine):  # its last store is under way
+        others += kept.loaded
+    first = gradients or not job.software.lazy_gradients
+    found = [Moment(IN_FLIGHT, gradients, others + kept.resident, 0.0)]
+    for name, own, working in _backward(model, job, layout, mine, kept, first):
+        found.append(Moment(name, gradients, others + own, working))
     return found
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.report.layout import column_table, section
-from planner.report.words import percent, seconds
+from planner.report.words import gib, percent, seconds
 from planner.simulate.timeline import Timeline
 
 WORDS = {
@@ -28,6 +28,7 @@ WORDS = {
 }
 PASSES = {"F": "forward passes", "B": "backward passes", "W": "weight-gradient passes"}
 WAITING = "transfers between"
+SHOWN_RANKS = 8
 
 
 def simulated_report(timeline: Timeline, schedule: str) -> Group:
@@ -37,6 +38,7 @@ def simulated_report(timeline: Timeline, schedule: str) -> Group:
         Text(f"Step {seconds(timeline.step_time_s)} with schedule {schedule}, {where}"),
         section("Where each second goes", _causes_table(timeline)),
         section("Critical path", _path_table(timeline)),
+        section(_memory_title(timeline), _memory_table(timeline)),
     ]
     return Group(*parts)
 
@@ -68,6 +70,16 @@ def simulated_json(timeline: Timeline, schedule: str) -> dict[str, object]:
         "critical_rank": timeline.critical_rank,
         "causes_s": list(timeline.causes_s),
         "critical_path": {"by_kind": summary, "tasks": names},
+        "memory": [
+            {
+                "rank": rank,
+                "peak_allocated_bytes": track.peak.allocated,
+                "peak_s": track.peak_s,
+                "moment": track.peak.moment,
+                "during": running(timeline, rank),
+            }
+            for rank, track in enumerate(timeline.memory)
+        ],
     }
 
 
@@ -98,4 +110,33 @@ def _path_table(timeline: Timeline) -> Table:
         if kind != WAITING or count:
             share = percent(total / length)
             table.add_row(PASSES.get(kind, kind), str(count), seconds(max(0.0, total)), share)
+    return table
+
+
+def running(timeline: Timeline, rank: int) -> str:
+    """Return what a rank runs while its memory is fullest, as the trace calls it."""
+    peak_s = timeline.memory[rank].peak_s
+    mine = (s for s in timeline.slices if s.rank == rank and s.kind in ("F", "B", "W", "optimizer"))
+    return next((piece.name for piece in mine if piece.start_s <= peak_s < piece.end_s), "")
+
+
+def _memory_title(timeline: Timeline) -> str:
+    ranks = timeline.layout.pp
+    shown = f", {SHOWN_RANKS} fullest of {ranks} ranks" if ranks > SHOWN_RANKS else ""
+    return f"Memory that torch allocates, at its peak{shown}"
+
+
+def _memory_table(timeline: Timeline) -> Table:
+    """Return the peak of every rank and when it is; of many ranks the fullest."""
+    table = column_table(
+        ("rank", "left"), ("GiB", "right"), ("at", "right"), ("while", "left"), ("moment", "left")
+    )
+    fullest = sorted(
+        range(timeline.layout.pp), key=lambda rank: -timeline.memory[rank].peak.allocated
+    )
+    for rank in sorted(fullest[:SHOWN_RANKS]):
+        track = timeline.memory[rank]
+        when = seconds(track.peak_s)
+        moment = track.peak.moment
+        table.add_row(str(rank), gib(track.peak.allocated), when, running(timeline, rank), moment)
     return table

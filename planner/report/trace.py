@@ -1,7 +1,7 @@
 """A simulated step as a trace: the JSON that torch's profiler writes, for Perfetto and Chrome.
 
-Trace Event Format: complete events (``X``), names of rows (``M``), flow arrows (``s``, ``f``);
-times in microseconds. One process is one rank, one thread one of its streams.
+Trace Event Format: complete events (``X``), names of rows (``M``), flow arrows (``s``, ``f``),
+counters (``C``); times in microseconds. One process is one rank, one thread one of its streams.
 
 Viewers keep whole nanoseconds: they cut or round start and length of a slice on their own, so that
 it may seem to reach into the next one (Perfetto drops such a slice) or lose its arrow. So all times
@@ -16,10 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from planner.simulate.timeline import STREAMS, Slice, Timeline
+from planner.units import GIB
 
 Event = dict[str, object]
 FIRST_STREAM = 7  # torch numbers its first compute stream so
 PATH = "critical path"
+MEMORY = "allocated memory"
 TICKS_PER_US = 8  # what is shorter than half a tick is not drawn
 LANES = 10  # numbers of one stream: what runs at once on it needs rows of its own
 Places = dict[int, tuple[int, int]]  # process and thread of each slice that is drawn
@@ -37,6 +39,7 @@ def trace(timeline: Timeline, title: str) -> dict[str, object]:
             *_rows(timeline, places),
             *_events(timeline, places),
             *_arrows(timeline, places),
+            *_memory(timeline),
         ],
     }
 
@@ -121,6 +124,20 @@ def _events(timeline: Timeline, places: Places) -> Iterator[Event]:
             "dur": (end - start) / TICKS_PER_US,
             "args": args,
         }
+
+
+def _memory(timeline: Timeline) -> Iterator[Event]:
+    """Yield what each rank has allocated, a counter beside its rows."""
+    alike = timeline.layout.gpus // timeline.layout.pp
+    for rank, track in enumerate(timeline.memory):
+        for at_s, held in zip(track.at_s.tolist(), track.allocated_bytes.tolist(), strict=True):
+            yield {
+                "ph": "C",
+                "name": MEMORY,
+                "pid": rank * alike,
+                "ts": _ticks(at_s) / TICKS_PER_US,
+                "args": {"GiB": round(held / GIB, 4)},
+            }
 
 
 def _arrows(timeline: Timeline, places: Places) -> Iterator[Event]:

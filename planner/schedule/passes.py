@@ -97,7 +97,7 @@ def kept_peak(order: Order, pass_bytes: FloatArray) -> FloatArray:
     memory until the last pass of the same chunk and micro-batch, B or W, has ended.
     """
     ranks = np.arange(order.stages)[:, None]
-    change = _change(order) * pass_bytes[ranks, order.chunk]
+    change = kept_change(order) * pass_bytes[ranks, order.chunk]
     peak: FloatArray = np.cumsum(change, axis=1).max(axis=1)
     return peak
 
@@ -117,7 +117,7 @@ def kept_moments(order: Order) -> IntArray:
     Shape ``[moments, stages * chunks]``. A rank with one chunk has one such moment; with chunks of
     unequal layers it may be fullest at any moment whose counts no other moment exceeds.
     """
-    change = _change(order)[..., None] * (order.chunk[..., None] == np.arange(order.chunks))
+    change = kept_change(order)[..., None] * (order.chunk[..., None] == np.arange(order.chunks))
     by_rank = [_fullest(kept) for kept in np.cumsum(change, axis=1)]
     most = max(len(moments) for moments in by_rank)
     padded = [moments[np.arange(most) % len(moments)] for moments in by_rank]
@@ -136,7 +136,7 @@ def _fullest(kept: IntArray) -> IntArray:
     return np.asarray(corners[reached.sum(axis=1) == 1])
 
 
-def _change(order: Order) -> IntArray:
+def kept_change(order: Order) -> IntArray:
     """Return 1 where a pass begins to keep, -1 where the last of its backward passes lets go."""
     ends = order.weight if order.splits_backward else order.backward
     return order.forward.astype(np.int64) - ends

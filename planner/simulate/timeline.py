@@ -14,6 +14,7 @@ from planner.layout.layout import Layout
 from planner.layout.stages import Split
 from planner.schedule.passes import FloatArray, Order
 from planner.simulate.critical_path import critical_path, topology
+from planner.simulate.memory import MemoryTrack, memory_tracks
 from planner.simulate.pipeline import PassTimes, pipeline_trace
 from planner.simulate.step import StepCosts, pipeline_arguments, step_costs
 
@@ -62,7 +63,7 @@ class Slice(NamedTuple):
 class Timeline:
     """All slices of a step; ``path`` holds the slices of its critical path, first to last.
 
-    ``causes_s`` says for each rank where its step went, by ``CAUSES``.
+    ``causes_s`` says for each rank where its step went, by ``CAUSES``, ``memory`` what it held.
     """
 
     layout: Layout
@@ -71,6 +72,7 @@ class Timeline:
     slices: tuple[Slice, ...]
     path: tuple[int, ...]
     causes_s: tuple[dict[str, float], ...]
+    memory: tuple[MemoryTrack, ...]
 
 
 def step_timeline(
@@ -87,7 +89,9 @@ def step_timeline(
     slices = (*_passes(times), *_tails(step, times), *_sends(prices, times))
     transfer_s = _transfer_s(times, first_s)
     causes = tuple(_causes(step, rank, float(transfer_s[rank]), total) for rank in range(layout.pp))
-    return Timeline(layout, total, critical, slices, _path(step, times, critical), causes)
+    path = _path(step, times, critical)
+    memory = memory_tracks(prices, layout, split, step, times)
+    return Timeline(layout, total, critical, slices, path, causes, memory)
 
 
 def _passes(times: PassTimes) -> list[Slice]:
