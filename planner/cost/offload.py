@@ -24,6 +24,15 @@ class HostUpdate(NamedTuple):
     update_s: float
 
 
+class HostParts(NamedTuple):
+    """Seconds of one step on one rank, each alone: gradients out, update, weights back."""
+
+    out_s: float
+    cpu_s: float
+    back_s: float
+    tiles: int
+
+
 def _busy_gpus(layout: Layout, cluster: ClusterSpec) -> int:
     """Return the GPUs of one node that the layout uses; all of them copy and update at once."""
     return min(cluster.gpus_per_node, layout.gpus)
@@ -49,6 +58,22 @@ def _in_tiles(parts_s: tuple[float, ...], tiles: int) -> float:
     return longest + (sum(parts_s) - longest) / tiles
 
 
+def host_parts(
+    local: LocalParameters, layout: Layout, job: JobSpec, cluster: ClusterSpec
+) -> HostParts:
+    """Return what the optimizer's share on the host takes, part by part."""
+    software, share = job.software, layout.offload_optimizer
+    matrices, others = (share * size for size in sharded_by_kind(local, layout))
+    mine = matrices + others
+    link = link_bytes_per_s(layout, cluster)
+    moved = update_bytes(job.optimizer, software.optimizer_bytes, matrices, others)
+    # weights that stay on the host are fetched by the layers that need them
+    back_s = 0.0 if layout.offload_weights else mine * software.host_weight_bytes / link
+    tiles = max(1, ceil(mine * software.reduce_bytes / software.bucket_bytes))
+    out_s = mine * software.reduce_bytes / link
+    return HostParts(out_s, host_adam_s(moved, layout, cluster), back_s, tiles)
+
+
 def host_update(
     local: LocalParameters,
     layout: Layout,
@@ -62,17 +87,8 @@ def host_update(
     ``backward_s`` is one micro-batch's backward pass on this rank, ``step_s`` all its passes, which
     a delayed update runs behind.
     """
-    software, share = job.software, layout.offload_optimizer
-    matrices, others = (share * size for size in sharded_by_kind(local, layout))
-    mine = matrices + others
-    link = link_bytes_per_s(layout, cluster)
-    out_s = mine * software.reduce_bytes / link
-    moved = update_bytes(job.optimizer, software.optimizer_bytes, matrices, others)
-    cpu_s = host_adam_s(moved, layout, cluster)
-    # weights that stay on the host are fetched by the layers that need them
-    back_s = 0.0 if layout.offload_weights else mine * software.host_weight_bytes / link
-    tiles = max(1, ceil(mine * software.reduce_bytes / software.bucket_bytes))
-    if streams_gradients(layout, software):
+    out_s, cpu_s, back_s, tiles = host_parts(local, layout, job, cluster)
+    if streams_gradients(layout, job.software):
         times = layout.micro_batches(job.global_batch)
         gradients_s = times * max(0.0, out_s - backward_s) + out_s / tiles
         update_s = _in_tiles((cpu_s, back_s), tiles)

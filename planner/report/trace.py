@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from planner.simulate.timeline import STREAMS, Slice, Timeline
+from planner.simulate.slices import STREAMS, Slice
+from planner.simulate.timeline import Timeline
 from planner.units import GIB
 
 Event = dict[str, object]
@@ -66,7 +67,7 @@ def _places(timeline: Timeline) -> Places:
     of one thread not to cross, so a transfer that begins before another has ended gets a lane.
     """
     alike = timeline.layout.gpus // timeline.layout.pp
-    slices = timeline.slices
+    slices = timeline.slices + timeline.details
     spans = [_span(piece) for piece in slices]
     drawn = [place for place, (start, end) in enumerate(spans) if end > start]
     lanes: dict[tuple[int, str], list[tuple[int, int]]] = {}
@@ -105,13 +106,15 @@ def _named(name: str, pid: int, tid: int, args: Event) -> Event:
 
 def _events(timeline: Timeline, places: Places) -> Iterator[Event]:
     """Yield every slice that is drawn."""
-    on_path = set(timeline.path)
+    on_path, slices = set(timeline.path), timeline.slices + timeline.details
     for place, (pid, tid) in sorted(places.items()):
-        piece = timeline.slices[place]
+        piece = slices[place]
         start, end = _span(piece)
         args: Event = {"device": pid, "stream": tid, "kind": piece.kind}
         if piece.micro_batch >= 0:
             args |= {"micro_batch": piece.micro_batch, "chunk": piece.chunk}
+        parts = timeline.parts_s.get((piece.rank, piece.chunk, piece.kind), {})
+        args |= {f"{part} ms": round(1e3 * seconds, 4) for part, seconds in parts.items()}
         if place in on_path:
             args[PATH] = True
         yield {

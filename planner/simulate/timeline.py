@@ -5,7 +5,6 @@ step time. One rank stands for all GPUs of its stage: they do the same at the sa
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,19 +13,12 @@ from planner.layout.layout import Layout
 from planner.layout.stages import Split
 from planner.schedule.passes import FloatArray, Order
 from planner.simulate.critical_path import critical_path, topology
+from planner.simulate.detail import Parts, details, pass_parts
 from planner.simulate.memory import MemoryTrack, memory_tracks
 from planner.simulate.pipeline import PassTimes, pipeline_trace
+from planner.simulate.slices import COMPUTE, PIPELINE, TAIL, Slice
 from planner.simulate.step import StepCosts, pipeline_arguments, step_costs
 
-COMPUTE, PIPELINE, DATA = "compute", "pipeline transfers", "data parallel"
-OFFLOAD = "offload"
-STREAMS = (COMPUTE, PIPELINE, DATA, OFFLOAD)
-TAIL = {
-    "gradient reduction": DATA,
-    "host offload": OFFLOAD,
-    "optimizer": COMPUTE,
-    "weight gathering": DATA,
-}
 EXPOSED = {
     "host": "host",
     "tensor_parallel": "tp",
@@ -43,27 +35,13 @@ CAUSES = (
 )  # fmt: skip
 
 
-class Slice(NamedTuple):
-    """Something that runs on one stream of one pipeline rank.
-
-    ``kind`` is F, B, W, send or one of ``TAIL``; micro-batch and chunk are -1 where there is none.
-    """
-
-    rank: int
-    stream: str
-    name: str
-    kind: str
-    start_s: float
-    end_s: float
-    micro_batch: int = -1
-    chunk: int = -1
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Timeline:
     """All slices of a step; ``path`` holds the slices of its critical path, first to last.
 
     ``causes_s`` says for each rank where its step went, by ``CAUSES``, ``memory`` what it held.
+    ``details`` run inside or beside the slices and ``parts_s`` are the seconds of each pass by
+    cause: an explanation, no part of the path.
     """
 
     layout: Layout
@@ -73,6 +51,8 @@ class Timeline:
     path: tuple[int, ...]
     causes_s: tuple[dict[str, float], ...]
     memory: tuple[MemoryTrack, ...]
+    details: tuple[Slice, ...]
+    parts_s: Parts
 
 
 def step_timeline(
@@ -91,7 +71,8 @@ def step_timeline(
     causes = tuple(_causes(step, rank, float(transfer_s[rank]), total) for rank in range(layout.pp))
     path = _path(step, times, critical)
     memory = memory_tracks(prices, layout, split, step, times)
-    return Timeline(layout, total, critical, slices, path, causes, memory)
+    beside = details(prices, layout, step, slices)
+    return Timeline(layout, total, critical, slices, path, causes, memory, beside, pass_parts(step))
 
 
 def _passes(times: PassTimes) -> list[Slice]:

@@ -7,8 +7,9 @@ import pytest
 
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute, Shard
+from planner.simulate.slices import TAIL, Slice
 from planner.simulate.step import estimate_step
-from planner.simulate.timeline import CAUSES, TAIL, Slice, Timeline, step_timeline
+from planner.simulate.timeline import CAUSES, Timeline, step_timeline
 from tests.properties.strategies import cluster, job, small, small_moe, software
 
 PP4 = Layout(pp=4, dp=4, shard=Shard(1, 1, 4))

@@ -10,8 +10,8 @@ from planner.report.page.facts import Facts
 from planner.report.page.markup import Markup, card, data_script, details, table, tag
 from planner.report.simulated import WORDS
 from planner.report.words import seconds
+from planner.simulate.slices import TAIL, Slice
 from planner.simulate.step import StageCost
-from planner.simulate.timeline import TAIL, Slice
 
 IntArray = NDArray[np.int64]
 MOST_PASSES = 12_000  # of all ranks together
