@@ -87,10 +87,9 @@ def _optimizer(
         start_s, end_s = passes[0].start_s, max(piece.end_s for piece in passes)
     rows = [(TO_HOST, "gradients to the host", 0.0 if streams else parts.out_s)]
     rows += [(CPU, "optimizer on the host", parts.cpu_s), (FROM_HOST, "weights back", parts.back_s)]
-    at, longest = start_s, max(seconds for _, _, seconds in rows)
+    at = ended_s = start_s
     for stream, name, seconds in rows:
-        if seconds and at < end_s:
-            # what is faster than the slowest part waits for its tiles
-            lasts = max(seconds, longest) if at > start_s else seconds
-            yield Slice(rank, stream, name, name, at, min(at + lasts, end_s))
+        if seconds:
+            ended_s = max(at + seconds, ended_s + seconds / parts.tiles)
+            yield Slice(rank, stream, name, name, at, min(ended_s, end_s))
             at += seconds / parts.tiles
