@@ -136,6 +136,7 @@ def _memory(timeline: Timeline) -> Iterator[Event]:
         for at_s, held in zip(track.at_s.tolist(), track.allocated_bytes.tolist(), strict=True):
             yield {
                 "ph": "C",
+                "cat": "memory",
                 "name": MEMORY,
                 "pid": rank * alike,
                 "ts": _ticks(at_s) / TICKS_PER_US,

@@ -11,7 +11,7 @@ import pytest
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Offload, Shard
 from planner.report.trace import trace, trace_bytes
-from planner.simulate.timeline import step_timeline
+from planner.simulate.timeline import Timeline, step_timeline
 from tests.properties.strategies import cluster, job, small, small_moe, software
 from tests.report.perfetto import TraceProcessor, missing
 
@@ -50,16 +50,19 @@ class Case:
         return [event for event in self.events if event["ph"] == phase]
 
 
-@pytest.fixture(scope="module", params=LAYOUTS.values(), ids=LAYOUTS)
-def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    layout: Layout = request.param
+def simulated(layout: Layout) -> Timeline:
+    """Return a step of a small model with a few micro-batches per rank."""
     model = small_moe() if layout.ep > 1 else small()
     given = job(max(64, 8 * layout.dp), software=software(overlap_pipeline=True))
-    prices = Prices(model, cluster("dgx-h100", layout.gpus // 8), given)
-    timeline = step_timeline(prices, layout)
+    return step_timeline(Prices(model, cluster("dgx-h100", layout.gpus // 8), given), layout)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS.values(), ids=LAYOUTS)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    timeline = simulated(request.param)
     document: Any = trace(timeline, "a step")
     with TraceProcessor(trace_bytes(timeline, "a step", Path("t.json.gz"))) as engine:
-        yield Case(layout, engine, document["traceEvents"])
+        yield Case(timeline.layout, engine, document["traceEvents"])
 
 
 def test_nothing_is_lost_on_import(case: Case) -> None:
