@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from planner.schedule.in_flight import peak_chunk_passes
 from planner.schedule.kinds import IntArray, stage_of
-from planner.schedule.listed import BACKWARD, FORWARD, WEIGHT, Pass, Task, code, counted, listed
+from planner.schedule.listed import BACKWARD, FORWARD, WEIGHT, Pass, code, counted
 from planner.schedule.passes import Order
 
 PERIOD = 6  # F, B and W of two chunks, one unit each
@@ -39,7 +39,8 @@ def v_shaped(kind: str, stages: int, micro_batches: int) -> Order:
         codes = [_zb_v_codes(rank, stages, planned) for rank in range(stages)]
         return counted(kind, place, micro_batches, codes)
     few = min(micro_batches, stages + REPEATS)
-    return _lengthened(listed(kind, place, few, _squeezed(kind, stages, few)), micro_batches)
+    codes = [[code(what, chunk) for what, _, chunk in row] for row in _squeezed(kind, stages, few)]
+    return _lengthened(counted(kind, place, few, codes), micro_batches)
 
 
 def _zb_v_codes(rank: int, stages: int, micro_batches: int) -> list[int]:
@@ -76,7 +77,7 @@ def _block(kind: str, stages: int) -> IntArray:
     raise AssertionError(f"no block of {kind} fits {stages} stages")
 
 
-def _squeezed(kind: str, stages: int, micro_batches: int) -> list[list[Task]]:
+def _squeezed(kind: str, stages: int, micro_batches: int) -> list[list[Pass]]:
     """Return the blocks of all micro-batches, each pass as early as its order and input allow.
 
     W runs where its rank would wait, or where another forward pass would keep too much.
@@ -85,11 +86,11 @@ def _squeezed(kind: str, stages: int, micro_batches: int) -> list[list[Task]]:
     limit = peak_chunk_passes(stages, 2, micro_batches, 0, schedule=kind)
     place = stage_of(kind, stages, 2).tolist()
     ended: dict[tuple[int, int, int], int] = {}  # F or B, micro-batch, virtual stage
-    ranks: list[list[Task]] = [[] for _ in range(stages)]
+    ranks: list[list[Pass]] = [[] for _ in range(stages)]
     waiting: list[deque[Pass]] = [deque() for _ in range(stages)]
     kept, now, left = [0] * stages, 0, 6 * micro_batches * stages
     while left:
-        for rank, (tasks, weights) in enumerate(zip(ranks, waiting, strict=True)):
+        for rank, (passes, weights) in enumerate(zip(ranks, waiting, strict=True)):
             queue = orders[rank]
             chosen = queue[0] if queue else None
             if chosen:
@@ -105,11 +106,11 @@ def _squeezed(kind: str, stages: int, micro_batches: int) -> list[list[Task]]:
                     if what == BACKWARD:
                         weights.append((WEIGHT, batch, chunk))
                     kept[rank] += what == FORWARD
-                    tasks.append((chosen,))
+                    passes.append(chosen)
                     left -= 1
                     continue
             if weights:
-                tasks.append((weights.popleft(),))
+                passes.append(weights.popleft())
                 kept[rank] -= 1
                 left -= 1
         now += 1

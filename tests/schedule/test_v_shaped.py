@@ -55,7 +55,7 @@ def test_one_period_repeated_is_the_order_made_in_full(kind: str, stages: int) -
     """Orders of many micro-batches repeat what few run; each must be what the long way makes."""
     for micro_batches in (1, 2, stages + 2, stages + 4, 2 * stages + 5, 5 * stages + 1):
         made = v_shaped(kind, stages, micro_batches)
-        ranks = _squeezed(kind, stages, micro_batches)
+        ranks = [[(one,) for one in row] for row in _squeezed(kind, stages, micro_batches)]
         in_full = listed(kind, made.stage, micro_batches, ranks)
 
         for name in ("backward", "weight", "micro_batch", "chunk", "warm_up", "joined"):
