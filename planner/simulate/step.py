@@ -276,7 +276,8 @@ def step_costs(
             update *= 1 - layout.offload_optimizer
             offload = out + max(0.0, host - update)
         tails.append(RankTail(gradients, offload, update, weights))
-    sends_s, delay = hops_s(prices, layout, table), None
+    blocking = not (job.software.overlap_pipeline or kind.splits)
+    sends_s, delay = hops_s(prices, layout, table, blocking), None
     if name == "zb_2p" and custom is None:
         forward, backward, weight = np.array([cost.seconds for cost in costs]).T
         delay = weight_delay(prices, layout, forward, backward, weight, sends_s)
