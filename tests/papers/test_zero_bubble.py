@@ -13,6 +13,7 @@ import pytest
 
 from planner.cost.layer import Prices
 from planner.schedule.kinds import stage_of
+from planner.simulate.held_back import weight_delay
 from planner.simulate.hops import hops_s
 from planner.simulate.pipeline import pipeline_time
 from planner.simulate.step import pipeline_arguments, step_costs
@@ -64,7 +65,7 @@ def test_step_time(schedule: str) -> None:
 
 
 def test_step_time_of_all_rows() -> None:
-    """Asked: 6 %. Found: 4.5 %, all too fast but one."""
+    """Asked: 6 %. Found: 4.5 %, all too fast."""
     assert fmean(abs(row[3] / row[2] - 1) for row in answers()) < 0.046
 
 
@@ -86,6 +87,9 @@ def bubble_rates() -> list[tuple[str, str, float, float]]:
         for name in ("forward_s", "backward_s", "weight_s"):
             if given[name] is not None:
                 given[name] = np.full_like(given[name], given[name][1])
+        if step.delay is not None:
+            seconds = (given[name] for name in ("forward_s", "backward_s", "weight_s", "send_s"))
+            given["delay"] = weight_delay(prices, case.layout, *seconds)
         times = pipeline_time(**given)
         cost_s = times.total_s
         if step.kind.own_pace:
@@ -99,11 +103,11 @@ def bubble_rates() -> list[tuple[str, str, float, float]]:
 @pytest.mark.parametrize(("schedule", "points"), [("1F1B", 0.7), ("1F1B-I", 0.8), ("ZB-2p", 2.3),
                                                   ("ZB-1p", 2.6)])  # fmt: skip
 def test_bubble_rates(schedule: str, points: float) -> None:
-    """Asked: 2 points. Found: 0.9 in the mean, and more than 2 in five of 36.
+    """Asked: 2 points. Found: 0.9 in the mean, and more than 2 in four of 36.
 
-    Four are ZB-1p of 14.6B and 28.3B: its bubble is (p - 1) (F + B - W), and their W is 25 to 26 %
-    of a micro-batch by the printed rates, 30 to 32 % here. One is ZB-2p of 6.2B, whose last stage
-    is the longest here, so that more W are wanted than two of the paper's stages have room for.
+    Three are ZB-1p of 14.6B and 28.3B: its bubble is (p - 1) (F + B - W), and W is 25 % of a
+    micro-batch by the printed rates, 30 to 32 % here. One is ZB-2p of 6.2B with few micro-batches:
+    ranks hold back whole numbers of W, which leaves them about two W of waiting each step.
     """
     off = [abs(mine - printed) for _, of, printed, mine in bubble_rates() if of == schedule]
 
@@ -113,8 +117,8 @@ def test_bubble_rates(schedule: str, points: float) -> None:
 def test_bubble_rates_of_all_rows() -> None:
     off = [abs(mine - printed) for *_, printed, mine in bubble_rates()]
 
-    assert fmean(off) < 0.91
-    assert sum(points > 2 for points in off) <= 5
+    assert fmean(off) < 0.92
+    assert sum(points > 2 for points in off) <= 4
 
 
 def test_memory() -> None:
