@@ -45,7 +45,8 @@ WITHOUT: tuple[tuple[str, tuple[Change, ...]], ...] = (
     ("without slow nodes", (software(slow_node_share=0.0),)),
     ("without stalled ring steps", (software(stalled_step_s=0.0),)),
     ("with 8 us a ring step on EFA", (ring_step,)),
-    ("without all three", (software(slow_node_share=0.0, stalled_step_s=0.0), ring_step)),
+    ("without the wait after an exchange", (software(exchange_wait_s=0.0),)),
+    ("without the first three", (software(slow_node_share=0.0, stalled_step_s=0.0), ring_step)),
 )
 
 

@@ -33,13 +33,14 @@ def simulate(
 ) -> None:
     """Simulate one step of a plan, as a trace and in words.
 
-    Where each second goes, and what the step waits for.
+    Where each second goes, and what the step waits for; of another schedule also whether it fits.
     """
     from planner.cli.question import of_plan
     from planner.cli.rescheduled import rescheduled
     from planner.cost.layer import Prices
     from planner.errors import LayoutError
     from planner.plan import Plan
+    from planner.report.memory import check_sentence, checked
     from planner.report.simulated import simulated_json, simulated_report
     from planner.report.trace import trace_bytes
     from planner.schedule.kinds import schedule_name
@@ -64,7 +65,9 @@ def simulate(
         title = f"{document.model.name} {layout.label()}, one step, estimated"
         save(trace, trace_bytes(timeline, title, trace))
         note(f"trace written to {trace}; open it at https://ui.perfetto.dev")
+    memory = checked(question.model, question.cluster, question.job, layout, split, [], order)
     if as_json:
-        typer.echo(json.dumps(simulated_json(timeline, name), indent=1))
+        typer.echo(json.dumps(simulated_json(timeline, name, memory), indent=1))
     else:
-        show(simulated_report(timeline, name))
+        fits = check_sentence(memory, question.cluster) if schedule else ""
+        show(simulated_report(timeline, name, fits))

@@ -6,7 +6,7 @@ from math import ceil
 from planner.cost.collectives import Group, collective_s
 from planner.cost.compute import product_flops_per_s
 from planner.layout.layout import Layout
-from planner.layout.local import LocalParameters, sharded_by_kind
+from planner.layout.local import LocalParameters, padded_vocab, sharded_by_kind
 from planner.model.matrices import newton_schulz_flops
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
@@ -93,6 +93,22 @@ def sync_s(
         kind, parts.expert, bytes_each, parts.expert_group, bucket_bytes, cluster
     )
     return dense + expert, max(dense_last, expert_last)
+
+
+def tied_table_s(model: ModelSpec, job: JobSpec, layout: Layout, cluster: ClusterSpec) -> float:
+    """Seconds in which the first and the last stage add up the gradients of one token table.
+
+    Tied embeddings stand on both (PTD-P, arXiv 2104.04473, reduces them once per step). All ranks
+    of the two stages do so at once, each with its tensor-parallel share.
+    """
+    if not model.tied_embeddings or layout.pp == 1 or job.lora_rank:
+        return 0.0
+    table = padded_vocab(model, layout.tp, job.software.vocab_multiple) * model.hidden / layout.tp
+    stage = layout.gpus // layout.pp
+    near = layout.gpus <= cluster.domain_gpus
+    far = Group.place(2, max(cluster.domain_gpus, stage * (layout.pp - 1)), cluster)
+    group = Group(2, 2, 1) if near else far
+    return collective_s("all_reduce", job.software.reduce_bytes * table, group, cluster)
 
 
 def update_s(

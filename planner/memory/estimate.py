@@ -6,10 +6,19 @@ from dataclasses import dataclass
 from planner.layout.layout import Layout
 from planner.layout.local import sharded_parameters, stage_local, streams_gradients, trained_local
 from planner.layout.stages import Split, StageLayers, rank_layers, stage_layers, together
-from planner.memory.moments import LOADED, STEP, Moment, job_shape, moments, offloaded_bytes
+from planner.memory.moments import (
+    LOADED,
+    STEP,
+    Moment,
+    chunk_passes,
+    job_shape,
+    moments,
+    offloaded_bytes,
+)
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes, step_working_bytes
 from planner.schedule.kinds import chunks_of, stage_of
+from planner.schedule.passes import Order
 from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 from planner.units import MIB
@@ -87,9 +96,19 @@ def table_gradient_bytes(
 
 
 def held_layers(
-    model: ModelSpec, layout: Layout, rank: int, split: Split | None = None
+    model: ModelSpec,
+    layout: Layout,
+    rank: int,
+    split: Split | None = None,
+    custom: Order | None = None,
 ) -> StageLayers:
-    """Return all layers that pipeline rank ``rank`` holds under the layout's schedule."""
+    """Return all layers that pipeline rank ``rank`` holds under the layout's schedule.
+
+    ``custom`` replaces the order of the layout's schedule.
+    """
+    if custom is not None:
+        stages = stage_layers(model, layout.pp * layout.vpp, split)
+        return together([stages[stage] for stage in custom.stage[:, rank]])
     if not layout.schedule:
         return rank_layers(model, layout.pp, layout.vpp, rank, split)
     chunks = chunks_of(layout)
@@ -106,12 +125,14 @@ def rank_timeline(
     rank: int,
     split: Split | None = None,
     given: Sequence[Moment] | None = None,
+    custom: Order | None = None,
 ) -> tuple[RankMemory, ...]:
     """Return pipeline rank ``rank`` (0 first) at every moment of a step when it may be fullest.
 
     Those are the moments of the schedule unless ``given``; the optimizer step comes last.
+    ``custom`` replaces the order of the layout's schedule.
     """
-    mine = held_layers(model, layout, rank, split)
+    mine = held_layers(model, layout, rank, split, custom)
     shape, software = job_shape(job, layout), job.software
     local = stage_local(model, mine, layout.tp, layout.ep, layout.etp, software)
     adapters = trained_local(model, job, mine, layout) if job.lora_rank else None
@@ -124,7 +145,8 @@ def rank_timeline(
     micro_batches = layout.micro_batches(job.global_batch)
     buffers += receive_bytes(model, shape, software, layout, rank, micro_batches)
     outside = outside_bytes(layout, software)
-    offloaded = offloaded_bytes(model, job, layout, mine, rank)
+    passes = chunk_passes(layout, micro_batches, rank, custom)
+    offloaded = offloaded_bytes(model, job, layout, mine, passes)
     timeline = [
         RankMemory(
             states.weights,
@@ -140,7 +162,7 @@ def rank_timeline(
             states.host,
             offloaded,
         )
-        for moment in (moments(model, job, layout, mine, rank) if given is None else given)
+        for moment in (moments(model, job, layout, mine, rank, custom) if given is None else given)
     ]
     # the sharded fp32 weight is updated; what was gathered of it is free
     weights = 0.0 if software.sharded_master and adapters is None else states.weights
@@ -159,9 +181,10 @@ def rank_memory(
     layout: Layout,
     rank: int,
     split: Split | None = None,
+    custom: Order | None = None,
 ) -> RankMemory:
     """Return the peak of pipeline rank ``rank`` (0 first): the fullest moment of its step."""
-    timeline = rank_timeline(model, job, layout, rank, split)
+    timeline = rank_timeline(model, job, layout, rank, split, custom=custom)
     return max(timeline, key=lambda memory: memory.allocated)
 
 
@@ -176,15 +199,20 @@ def fullest_moments(timeline: tuple[RankMemory, ...]) -> tuple[RankMemory, ...]:
 
 
 def peak_memory(
-    model: ModelSpec, job: JobSpec, layout: Layout, split: Split | None = None
+    model: ModelSpec,
+    job: JobSpec,
+    layout: Layout,
+    split: Split | None = None,
+    custom: Order | None = None,
 ) -> RankMemory:
     """Return the memory of the fullest pipeline rank.
 
-    Of equal stages that is the first, the second or the last (property test); of others, any.
+    Of equal stages that is the first, the second or the last (property test); of others, or in an
+    order of your own (``custom``), any.
     """
-    few = split is None and layout.pp > 4 and not layout.schedule
+    few = split is None and layout.pp > 4 and not layout.schedule and custom is None
     ranks = (0, 1, layout.pp - 1) if few else range(layout.pp)
     return max(
-        (rank_memory(model, job, layout, rank, split) for rank in ranks),
+        (rank_memory(model, job, layout, rank, split, custom) for rank in ranks),
         key=lambda memory: memory.device,
     )

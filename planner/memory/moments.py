@@ -21,6 +21,7 @@ from planner.memory.working import (
 from planner.model.operations import Shape
 from planner.schedule.in_flight import peak_chunk_passes
 from planner.schedule.kinds import chunks_of
+from planner.schedule.passes import Order, in_flight
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 
@@ -108,25 +109,30 @@ def kept_bytes(model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers
     return Kept(plain / chunks, again / chunks, last, output / chunks, away, *loaded)
 
 
+def chunk_passes(layout: Layout, micro_batches: int, rank: int, custom: Order | None = None) -> int:
+    """Return the most chunk passes in flight on pipeline rank ``rank``; of ``custom``, counted."""
+    if custom is not None:
+        return int(in_flight(custom)[rank])
+    chunks = chunks_of(layout)
+    return peak_chunk_passes(layout.pp, chunks, micro_batches, rank, schedule=layout.schedule)
+
+
 def offloaded_bytes(
-    model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers, rank: int
+    model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers, passes: int
 ) -> float:
-    """Return what the passes in flight on pipeline rank ``rank`` have given away, at most."""
+    """Return what ``passes`` in flight on one pipeline rank have given away."""
     if not layout.offload.fraction:
         return 0.0
-    micro_batches = layout.micro_batches(job.global_batch)
-    passes = max(count for _, count in _passes(layout, micro_batches, rank, False))
     return passes * kept_bytes(model, job, layout, mine).moved
 
 
-def _passes(layout: Layout, micro_batches: int, rank: int, lazy: bool) -> list[tuple[bool, int]]:
+def _passes(layout: Layout, micro_batches: int, most: int, lazy: bool) -> list[tuple[bool, int]]:
     """Return (gradients are there, chunk passes in flight) at the start of a backward pass.
 
-    Gradients that the backward pass itself makes are missing in the first one, when most passes are
-    in flight; one fewer is left for the next.
+    Gradients that the backward pass itself makes are missing in the first one, when ``most`` passes
+    are in flight; one fewer is left for the next.
     """
     chunks = chunks_of(layout)
-    most = peak_chunk_passes(layout.pp, chunks, micro_batches, rank, schedule=layout.schedule)
     if not lazy:
         return [(True, most)]
     if micro_batches == 1 and chunks == 1:
@@ -141,14 +147,23 @@ def _loss_follows(layout: Layout, mine: StageLayers) -> bool:
 
 
 def moments(
-    model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers, rank: int
+    model: ModelSpec,
+    job: JobSpec,
+    layout: Layout,
+    mine: StageLayers,
+    rank: int,
+    custom: Order | None = None,
 ) -> list[Moment]:
-    """Return every moment at which pipeline rank ``rank``, which holds ``mine``, may be fullest."""
+    """Return every moment at which pipeline rank ``rank``, which holds ``mine``, may be fullest.
+
+    ``custom`` replaces the order of the layout's schedule.
+    """
     kept = kept_bytes(model, job, layout, mine)
     micro_batches = layout.micro_batches(job.global_batch)
     lazy = job.software.lazy_gradients
     found = [Moment(LOADED, not lazy, 0.0, 0.0)]
-    for gradients, passes in _passes(layout, micro_batches, rank, lazy):
+    most = chunk_passes(layout, micro_batches, rank, custom)
+    for gradients, passes in _passes(layout, micro_batches, most, lazy):
         found += moments_of(model, job, layout, mine, gradients, passes)
     if lazy and micro_batches == 1:  # gradients are whole only when activations are gone
         layers = [moment.working for moment in found if moment.name in (LAYER, AGAIN)]

@@ -16,6 +16,7 @@ from planner.report.host import HostNode, host_nodes, host_table
 from planner.report.layout import column_table, section
 from planner.report.offload import offload_lines
 from planner.report.words import gib, percent, seconds
+from planner.schedule.passes import Order
 from planner.search.changes import SingleChange
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
@@ -62,14 +63,18 @@ def checked(
     layout: Layout,
     split: Split | None,
     problems: list[str],
+    custom: Order | None = None,
 ) -> Checked:
-    """Return the memory of every rank of ``layout``; one with ``problems`` does not even start."""
+    """Return the memory of every rank of ``layout``; one with ``problems`` does not even start.
+
+    ``custom`` replaces the order of the layout's schedule.
+    """
     capacity = cluster.gpu.memory_bytes
     if problems:
         return Checked(layout.label(), tuple(problems), (), capacity, Verdict.DOES_NOT_FIT)
-    ranks = tuple(rank_memory(model, job, layout, rank, split) for rank in range(layout.pp))
+    ranks = tuple(rank_memory(model, job, layout, rank, split, custom) for rank in range(layout.pp))
     fullest = max(ranks, key=lambda rank: rank.device)
-    timeline = rank_timeline(model, job, layout, ranks.index(fullest), split)
+    timeline = rank_timeline(model, job, layout, ranks.index(fullest), split, custom)
     notes = offload_lines(Prices(model, cluster, job), layout, split)
     return Checked(
         layout.label(),

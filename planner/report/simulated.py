@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.report.layout import column_table, section
+from planner.report.memory import Checked
 from planner.report.words import gib, percent, seconds
 from planner.simulate.timeline import Timeline
 
@@ -31,11 +32,12 @@ WAITING = "transfers between"
 SHOWN_RANKS = 8
 
 
-def simulated_report(timeline: Timeline, schedule: str) -> Group:
-    """Return the answer for a terminal."""
+def simulated_report(timeline: Timeline, schedule: str, fits: str = "") -> Group:
+    """Return the answer for a terminal; ``fits`` is the sentence on memory, if there is one."""
     where = f"slowest on pipeline rank {timeline.critical_rank} of {timeline.layout.pp}"
     parts: list[RenderableType] = [
         Text(f"Step {seconds(timeline.step_time_s)} with schedule {schedule}, {where}"),
+        *([Text(fits)] if fits else []),
         section("Where each second goes", _causes_table(timeline)),
         section("Critical path", _path_table(timeline)),
         section(_memory_title(timeline), _memory_table(timeline)),
@@ -56,8 +58,8 @@ def path_summary(timeline: Timeline) -> dict[str, tuple[int, float]]:
     return {kind: value for kind, value in found.items() if value[1] > 0} | {WAITING: (ranks, rest)}
 
 
-def simulated_json(timeline: Timeline, schedule: str) -> dict[str, object]:
-    """Return the answer as data."""
+def simulated_json(timeline: Timeline, schedule: str, memory: Checked) -> dict[str, object]:
+    """Return the answer as data, with the memory of every rank under this schedule."""
     names = [(piece := timeline.slices[place]).name + f" rank {piece.rank}"
              for place in timeline.path]  # fmt: skip
     summary = {
@@ -80,6 +82,11 @@ def simulated_json(timeline: Timeline, schedule: str) -> dict[str, object]:
             }
             for rank, track in enumerate(timeline.memory)
         ],
+        "fit": {
+            "verdict": memory.verdict,
+            "device_bytes": [rank.device for rank in memory.ranks],
+            "capacity_bytes": memory.capacity_bytes,
+        },
     }
 
 

@@ -29,10 +29,12 @@ def hop_s(prices: Prices, layout: Layout, stride: int, links: Links = HEALTHY) -
     return send_recv_s(whole / layout.tp, stride, cluster, links) + gather
 
 
-def hops_s(prices: Prices, layout: Layout, stage: IntArray) -> FloatArray:
+def hops_s(prices: Prices, layout: Layout, stage: IntArray, blocking: bool) -> FloatArray:
     """Seconds of the hop behind each (virtual) stage but the last, ``[stages - 1]``.
 
-    ``stage`` ``[chunks, pp]`` says which rank holds it.
+    ``stage`` ``[chunks, pp]`` says which rank holds it. ``blocking``: ranks meet for every hop, and
+    where the software then waits for its device, that wait is part of the hop. The zero-bubble
+    runtime, which splits the backward pass, has no such wait.
 
     A stage of fewer GPUs than a scale-up domain has neighbours inside it and beyond.
     """
@@ -43,10 +45,14 @@ def hops_s(prices: Prices, layout: Layout, stage: IntArray) -> FloatArray:
     last = (slots + size - 1) // domain
     crosses = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
     if prices.on(0, layout.gpus) is not prices:
-        return _uneven_s(prices, layout, ranks, crosses)
-    hops = {across: hop_s(prices, layout, domain if across else 1) for across in (False, True)}
+        seconds = _uneven_s(prices, layout, ranks, crosses)
+    else:
+        near, far = (hop_s(prices, layout, stride) for stride in (1, domain))
+        seconds = np.where(crosses, far, near)
+    if blocking:
+        seconds = seconds + prices.job.software.exchange_wait_s
     # where a V turns round, the next stage is on the same rank
-    return np.where(ranks[1:] == ranks[:-1], 0.0, np.where(crosses, hops[True], hops[False]))
+    return np.where(ranks[1:] == ranks[:-1], 0.0, seconds)
 
 
 def _uneven_s(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.compute import mean_peak
-from planner.cost.data_parallel import sync_s, update_s
+from planner.cost.data_parallel import sync_s, tied_table_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import PassCost, Prices, Seconds
 from planner.cost.offload import host_update, link_bytes_per_s
@@ -260,6 +260,8 @@ def step_costs(
         for rank, stage in zip(rank_of_stage, stages, strict=True)
     )
     copies = replace(layout, dp=layout.dp * pipelines)  # pipelines have their own copy of a stage
+    # where weight gradients are passes, the table's come first and are added up behind the others
+    tied_s = 0.0 if kind.splits else tied_table_s(model, job, layout, prices.cluster)
     tails = []
     for own, mine in zip(on, held, strict=True):
         layers = together([stages[stage] for stage in mine])
@@ -267,6 +269,7 @@ def step_costs(
         forward_s = sum(costs[stage].forward_s for stage in mine)
         backward_s = sum(costs[stage].backward_s + costs[stage].weight.total for stage in mine)
         gradients = _gradient_tail_s(own, copies, local, backward_s)
+        gradients += tied_s * (layers.embedding != layers.head)
         weights = _weight_gather_s(own, layout, local, forward_s)
         update = update_s(local, layout, job, model, own.cluster)
         offload = 0.0
@@ -276,7 +279,8 @@ def step_costs(
             update *= 1 - layout.offload_optimizer
             offload = out + max(0.0, host - update)
         tails.append(RankTail(gradients, offload, update, weights))
-    sends_s, delay = hops_s(prices, layout, table), None
+    blocking = not (job.software.overlap_pipeline or kind.splits)
+    sends_s, delay = hops_s(prices, layout, table, blocking), None
     if name == "zb_2p" and custom is None:
         forward, backward, weight = np.array([cost.seconds for cost in costs]).T
         delay = weight_delay(prices, layout, forward, backward, weight, sends_s)

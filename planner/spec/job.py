@@ -145,6 +145,12 @@ class SoftwareSpec(BaseModel):
         "they feed or follow (MegaScale, --tp-comm-overlap); 1: before or after it.",
     )
     overlap_pipeline: bool = Field(False, description="Sends and receives run behind compute.")
+    exchange_wait_s: float = Field(
+        0.0,
+        ge=0,
+        description="Host time for which the GPU stands still after each exchange between stages "
+        "that is not overlapped: the code waits for the device before it issues more.",
+    )
     scatter_gather_pipeline: bool = Field(
         False, description="Each TP rank sends its share of a micro-batch; the receivers gather."
     )

@@ -14,6 +14,9 @@ MEGATRON_2022 = SoftwareSpec(
     vocab_multiple=128,
     loss="in_place",
     scatter_gather_pipeline=True,  # PTD-P section 4.1, --no-scatter-gather-tensors-in-pipeline
+    # its exchanges end in torch.cuda.synchronize() (Megatron-LM issue 420). Median of 132 pairs of
+    # vTrain's runs in one node, alike but for their stages; quartiles 0.22 and 0.94 ms
+    exchange_wait_s=0.48e-3,
     reserve_share=0.216,  # median of 124 logged stages of BigScience's runs (0.199 to 0.235)
     # before CUDA 11.7 a context held every kernel of torch: 1,687 MB with torch 1.8 and CUDA 11.1
     # (pytorch issue 55277), against some 300 today (issue 107667)

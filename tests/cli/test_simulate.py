@@ -9,6 +9,7 @@ import pytest
 from planner.layout.layout import Layout
 from planner.plan import Plan
 from planner.schedule.custom import actions
+from planner.schedule.kinds import V_SHAPED
 from planner.schedule.orders import order
 from planner.spec.files import load
 from tests.cli.command import planner
@@ -134,3 +135,39 @@ def test_a_missing_plan_is_an_error(tmp_path: Path) -> None:
 
     assert result.exit_code == 2
     assert "none.json" in result.stderr
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zb_h1", "zb_v", "dualpipe_v"])
+def test_an_order_from_a_file_is_checked_by_the_passes_it_keeps(
+    plan_file: Path, tmp_path: Path, schedule: str
+) -> None:
+    """As much memory as the schedule of that name on its fullest rank, in words and as data."""
+    plan, file = with_schedule(plan_file, tmp_path, "1f1b", pp=4, dp=4), tmp_path / "order.csv"
+    chunks = 2 if schedule in V_SHAPED else 1
+    rows = actions(order(schedule, 4, 16, chunks))
+    file.write_text("\n".join(",".join(row) for row in rows))
+
+    given, named = (
+        json.loads(planner("simulate", plan, "--schedule", asked, "--json").stdout)["fit"]
+        for asked in (file, schedule)
+    )
+
+    assert max(given["device_bytes"]) == pytest.approx(max(named["device_bytes"]))
+    assert given["verdict"] == named["verdict"]
+    said = planner("simulate", plan, "--schedule", file).stdout
+    assert " ".join(said.split()).count(f"{given['verdict'][1:]}: ") == 1
+
+
+def test_an_order_that_keeps_too_much_is_told(plan_file: Path, tmp_path: Path) -> None:
+    """All forward passes first keep 16 micro-batches where 1F1B keeps 4."""
+    plan, file = with_schedule(plan_file, tmp_path, "1f1b", pp=4, dp=4), tmp_path / "order.json"
+    file.write_text(json.dumps(actions(order("gpipe", 4, 16))))
+
+    plain, greedy = (
+        json.loads(planner("simulate", plan, *more, "--json").stdout)["fit"]
+        for more in ((), ("--schedule", file))
+    )
+
+    assert (plain["verdict"], greedy["verdict"]) == ("fits", "does not fit")
+    assert greedy["device_bytes"][3] > greedy["capacity_bytes"] > plain["device_bytes"][3]
+    assert "Does not fit: " in planner("simulate", plan, "--schedule", file).stdout

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.cost.collectives import Group, collective_s
-from planner.cost.data_parallel import between, shares, sync_s, update_s
+from planner.cost.data_parallel import between, shares, sync_s, tied_table_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.layout.layout import Layout, Shard
 from planner.layout.local import LocalParameters
@@ -111,6 +111,33 @@ def test_fewer_bytes_on_the_wire_are_faster(bytes_each: int, dp: int) -> None:
         sync_s("all_reduce", parts, each, WHOLE, DGX)[0] for each in (bytes_each / 2, bytes_each)
     )
     assert whole / 2 <= half < whole
+
+
+# the ends of a pipeline inside one node of eight and beyond, and the group they form
+@pytest.mark.parametrize(
+    ("layout", "group"),
+    [(Layout(pp=8), Group(2, 2, 1)), (Layout(tp=2, pp=4), Group(2, 2, 1)),
+     (Layout(tp=8, pp=2), Group(2, 1, 2)), (Layout(tp=2, pp=8, dp=2), Group(2, 1, 2)),
+     (Layout(pp=16), Group(2, 1, 2))],
+    ids=lambda it: str(it)[:40],
+)  # fmt: skip
+def test_both_copies_of_a_tied_table_are_added_up(layout: Layout, group: Group) -> None:
+    tied = small().model_copy(update={"tied_embeddings": True, "vocab": 128_000})
+    table = 4.0 * 128_000 * tied.hidden / layout.tp  # 128,000 is 1,000 blocks of 128
+
+    seconds = tied_table_s(tied, JOB, layout, DGX)
+
+    assert seconds == pytest.approx(collective_s("all_reduce", table, group, DGX))
+
+
+def test_one_table_has_nothing_to_add_up() -> None:
+    tied = small().model_copy(update={"tied_embeddings": True})
+    adapters = JOB.model_copy(update={"lora_rank": 8})
+
+    assert tied_table_s(tied, JOB, Layout(dp=8), DGX) == 0
+    assert tied_table_s(tied, adapters, Layout(pp=8), DGX) == 0
+    untied = small().model_copy(update={"tied_embeddings": False})
+    assert tied_table_s(untied, JOB, Layout(pp=8), DGX) == 0
 
 
 def test_adam_is_bound_by_memory() -> None:

@@ -78,13 +78,13 @@ FULL_FLOPS = model_flops_per_token(GPT_175B, 2048)
 
 @pytest.mark.parametrize("row", STRONG, ids=lambda row: f"{row['framework']}-{row['n_gpus']}")
 def test_strong_scaling_of_table_2(row: dict[str, str]) -> None:
-    """Asked: 8 %. Found: 0 to 7.2 %, and 8.03 % for MegaScale on 3,072 GPUs."""
+    """Asked: 8 %. Found: 0 to 5.6 %, and 7.9 % for MegaScale on 3,072 GPUs."""
     step = estimate_case(read_case(row))
 
-    assert step.step_time_s == pytest.approx(float(row["step_time_s"]), rel=0.081)
+    assert step.step_time_s == pytest.approx(float(row["step_time_s"]), rel=0.08)
 
 
-@pytest.mark.parametrize(("framework", "within"), [("Megatron-LM", 0.06), ("MegaScale", 0.045)])
+@pytest.mark.parametrize(("framework", "within"), [("Megatron-LM", 0.04), ("MegaScale", 0.045)])
 def test_bias_over_table_2(framework: str, within: float) -> None:
     rows = [row for row in STRONG if row["framework"] == framework]
     ratios = [estimate_case(read_case(row)).step_time_s / float(row["step_time_s"]) for row in rows]
@@ -152,9 +152,8 @@ def ablated_mfu(rows: int) -> float:
 
 @pytest.mark.parametrize("rows", range(1, len(ABLATION) + 1), ids=lambda n: ABLATION[n - 1][0])
 def test_ablation(rows: int) -> None:
-    """Asked: 2 points. Found: 0.5 to 1.3, and 2.2 for the baseline (data loading is not modelled,
-    1.1 of them)."""
-    assert ablated_mfu(rows) == pytest.approx(ABLATION[rows - 1][2], abs=2.3)
+    """Asked: 2 points. Found: 0 to 1.4."""
+    assert ablated_mfu(rows) == pytest.approx(ABLATION[rows - 1][2], abs=1.5)
 
 
 def test_each_row_of_the_ablation_helps() -> None:

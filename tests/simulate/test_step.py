@@ -19,6 +19,7 @@ from planner.simulate.step import (
     StepEstimate,
     estimate_step,
     stage_cost,
+    step_costs,
     step_interval,
 )
 from planner.spec.cluster import ClusterSpec
@@ -299,6 +300,46 @@ def test_overlapped_sends_are_never_slower() -> None:
     )
 
     assert hidden < blocking
+
+
+# chunks, overlapped, exchanges that each of 16 micro-batches waits for
+@pytest.mark.parametrize(
+    ("kind", "vpp", "overlap", "exchanges"),
+    [("", 1, False, 1), ("", 2, False, 2), ("", 1, True, 0), ("zb_h1", 1, False, 0)],
+)
+def test_a_blocking_exchange_waits_for_the_device(
+    kind: str, vpp: int, overlap: bool, exchanges: int
+) -> None:
+    """The last rank sets the pace here and meets one neighbour, once for each chunk.
+
+    The zero-bubble runtime never waits.
+    """
+    layout = Layout(pp=4, vpp=vpp, dp=4, schedule=kind)
+
+    def lost_s(batch: int) -> float:
+        none, some = (
+            seconds(layout, batch=batch, software=software(
+                overlap_pipeline=overlap, exchange_wait_s=wait_s))
+            for wait_s in (0.0, 1e-3)
+        )  # fmt: skip
+        return some - none
+
+    assert lost_s(128) - lost_s(64) == pytest.approx(16 * exchanges * 1e-3)
+
+
+@pytest.mark.parametrize(("kind", "added"), [("", True), ("zb_h1", False), ("zb_v", False)])
+def test_a_tied_table_on_both_ends_takes_an_exchange(kind: str, added: bool) -> None:
+    """The V holds both ends on one rank; a split backward pass has the rest to hide it behind."""
+    layout = Layout(pp=4, vpp=2 if kind == "zb_v" else 1, dp=4, schedule=kind)
+    untied, tied = (
+        step_costs(Prices(small().model_copy(update={"tied_embeddings": tied}),
+                          cluster("dgx-h100", 2), job(32)), layout).tails
+        for tied in (False, True)
+    )  # fmt: skip
+
+    more = [b.gradients_s - a.gradients_s for a, b in zip(untied, tied, strict=True)]
+    assert more[1] == more[2] == 0
+    assert (more[0] > 0) == added
 
 
 def test_shares_of_a_hop_travel_faster_than_the_whole() -> None:
