@@ -101,7 +101,7 @@ class Stated:
         names = ("cluster", "nodes", "global_batch", "seq_len", "precision", "target",
                  "calibration", "profile")  # fmt: skip
         given = {name: self.values[name] for name in names}
-        return asked(model, degrees=degrees, method=method, **given)
+        return asked(model, degrees=degrees, method=method, mixed=True, **given)
 
 
 # name, annotation, default

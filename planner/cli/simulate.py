@@ -48,7 +48,7 @@ def simulate(
 
     check_free(trace, force)
     document = load(Plan, plan)
-    question = of_plan(document)
+    question = of_plan(document, mixed=True)
     if problems := question.problems():
         raise LayoutError([f"{plan}: {problem}" for problem in problems])
     layout, split, order = question.layout, question.split, None

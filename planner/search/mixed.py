@@ -178,7 +178,7 @@ def _search(prices: Prices, target: Target, options: Options) -> Search:
         if best and time.monotonic() > started + options.budget_s:
             break
         looked_at += 1
-        step = _stepped(prices, found[index], target, options.keep_free)
+        step = stepped(prices, found[index], target, options.keep_free)
         if step is not None:
             steps[step.layout] = step
             best = sorted([*best, step], key=lambda one: one.step_time_s)[: options.keep]
@@ -236,7 +236,7 @@ def bound_s(prices: Prices, layout: Layout) -> float:
     return layout.micro_batches(prices.job.global_batch) * float(least.sum()) / shares
 
 
-def _stepped(
+def stepped(
     prices: Prices, layout: Layout, target: Target, keep_free: float
 ) -> StepEstimate | None:
     """Return the step of ``layout`` with its best stages; None where it does not fit."""
