@@ -83,7 +83,7 @@ def _fitting(prices: Prices, layout: Layout, target: Target) -> tuple[bool, Spli
     if peak_memory(model, job, layout).device <= capacity:
         return True, None
     split = least_recompute(model, job, layout, capacity, target.uniform_recompute)
-    return split is not None, split
+    return split is not None, split and target.settable(split)
 
 
 def _outcome(change: SingleChange) -> tuple[float, float]:

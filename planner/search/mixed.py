@@ -5,6 +5,7 @@ layers as it is fast. Every choice of kinds is priced, each alone too: the faste
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 
@@ -280,8 +281,11 @@ def _one_layer_moved(split: Split, uniform: bool) -> list[Split]:
         layers = list(split.layers)
         layers[giver], layers[taker] = layers[giver] - 1, layers[taker] + 1
         if layers[giver]:
-            most = [max(again)] * len(layers) if uniform else again
-            moved.append(Split(tuple(layers), tuple(map(min, most, layers))))
+            if again == split.layers:  # all are recomputed, and stay so
+                again_most: Sequence[int] = layers
+            else:
+                again_most = [max(again)] * len(layers) if uniform else again
+            moved.append(Split(tuple(layers), tuple(map(min, again_most, layers))))
     return moved
 
 
@@ -289,7 +293,8 @@ def best_split(prices: Prices, layout: Layout, target: Target, limits: FloatArra
     """Return the layers of each stage, as each is fast, and what it recomputes to fit."""
     if layout.pp == 1:
         uniform = target.uniform_recompute
-        return least_recompute(prices.model, prices.job, layout, float(limits[0]), uniform)
+        least = least_recompute(prices.model, prices.job, layout, float(limits[0]), uniform)
+        return least and target.settable(least)
     found = partition(mixed_problem(prices, layout, limits))
     return _split_of(found, target) if found.feasible else None
 
@@ -298,7 +303,7 @@ def _split_of(found: Partition, target: Target) -> Split:
     again = found.recompute_layers
     if target.uniform_recompute:
         again = tuple(min(max(again), count) for count in found.layers)
-    return Split(found.layers, again)
+    return target.settable(Split(found.layers, again))
 
 
 def mixed_problem(prices: Prices, layout: Layout, limits: FloatArray) -> PartitionProblem:

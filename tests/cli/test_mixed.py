@@ -93,9 +93,7 @@ def test_a_stated_layout_lies_on_the_nodes_in_the_order_of_the_file(
     made: Made, tp: int, pp: int, fits: bool
 ) -> None:
     cluster = made[0]
-    result = planner(
-        f"check llama-3-8b --cluster {cluster} {JOB} --tp {tp} --pp {pp} --json"
-    )
+    result = planner(f"check llama-3-8b --cluster {cluster} {JOB} --tp {tp} --pp {pp} --json")
     found = json.loads(result.stdout)
 
     assert (found["verdict"] == "fits") == fits
