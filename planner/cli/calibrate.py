@@ -24,7 +24,7 @@ def calibrate(
         str | None, typer.Option(help="The model of lines that name none.", metavar="MODEL")
     ] = None,
     target: Annotated[
-        str, typer.Option(help="What ran lines that name none: torch, megatron or auto.",
+        str, typer.Option(help="What ran lines that name none: torch, megatron, ...",
                           metavar="NAME")
     ] = "auto",
     profile: Annotated[

@@ -64,7 +64,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(check_json(found), indent=1))
     else:
-        show(check_report(found, question.cluster))
+        show(check_report(found))
     raise typer.Exit({"fits": 0, "too close to tell": UNSURE}.get(found.verdict, NO))
 
 
@@ -136,11 +136,12 @@ def _explain_memory(question: "Question", as_json: bool) -> None:
     found = checked(question.model, question.cluster, question.job, question.layout,
                     question.split, problems)  # fmt: skip
     prices = Prices(question.model, question.cluster, question.job)
-    changes = cheapest(
-        single_changes(prices, question.layout, question.target, question.split),
-        found.capacity_bytes, found.fullest.device,
+    listed = (
+        [] if found.of_kinds
+        else single_changes(prices, question.layout, question.target, question.split)
     )  # fmt: skip
+    changes = cheapest(listed, found.capacity_bytes, found.fullest.device)
     if as_json:
         typer.echo(json.dumps(explanation_json(found, changes), indent=1))
     else:
-        show(memory_report(found, question.cluster, changes))
+        show(memory_report(found, changes))

@@ -144,7 +144,7 @@ def _priced(
     if code == NO and saves:
         details.append(f"It may fit all the same: the estimate leaves out {', '.join(saves)}.")
         code = UNSURE
-    return check_sentence(found, machines), details, code
+    return check_sentence(found), details, code
 
 
 def _rows(knobs: tuple["Knob", ...]) -> tuple["Row", ...]:

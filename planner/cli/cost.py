@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from planner.cli.output import note, option, show
+from planner.errors import SpecError
 
 
 def cost(
@@ -73,6 +74,11 @@ def cost(
         slow_node_share,
     )
     document = load(Plan, plan)
+    if document.cluster.node_groups:
+        raise SpecError(
+            f"{document.cluster.name!r} has nodes of several kinds (node_groups), whose failures, "
+            "prices and watts differ; plan one kind alone for what a run of it costs"
+        )
     prices = Prices(price, grid_gco2, gpu_watts, PUE if pue is None else pue)
     found = run_cost(document, wanted, stated, prices)
     if found.operations.interval_s < found.operations.save_s:

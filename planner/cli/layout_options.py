@@ -26,7 +26,9 @@ Precision = Annotated[str, typer.Option(help="bf16, fp16, fp8, ...", metavar="TY
 Runner = Annotated[
     str,
     typer.Option(
-        "--target", help="torch, megatron or auto; deepspeed, zero++: only priced.", metavar="NAME"
+        "--target",
+        help="torch, megatron, torchtitan or auto; deepspeed, zero++: only priced.",
+        metavar="NAME",
     ),
 ]
 Tensor = Annotated[int, typer.Option(min=1, help="Tensor parallel.", metavar="D")]
@@ -101,7 +103,7 @@ class Stated:
         names = ("cluster", "nodes", "global_batch", "seq_len", "precision", "target",
                  "calibration", "profile")  # fmt: skip
         given = {name: self.values[name] for name in names}
-        return asked(model, degrees=degrees, method=method, **given)
+        return asked(model, degrees=degrees, method=method, mixed=True, **given)
 
 
 # name, annotation, default

@@ -32,7 +32,15 @@ def _number(name: str, help_text: str, least: int) -> inspect.Parameter:
 def _parameters() -> list[inspect.Parameter]:
     fixed = [_number(name, f"Lock {words}.", 1) for name, words in _WORDS.items()]
     most = [_number(f"max_{name}", f"Most {_WORDS[name]}.", 1) for name in _MOST]
-    return [*fixed, *most, _number("zero", "Lock the ZeRO stage, 0 to 3.", 0)]
+    return [*fixed, *most, _number("zero", "Lock the ZeRO stage, 0 to 3.", 0), _folding()]
+
+
+def _folding() -> inspect.Parameter:
+    help_text = "Experts on a grid of their own, or with the tensor parallelism of the rest."
+    annotation = Annotated[bool, typer.Option("--folding/--no-folding", help=help_text)]
+    return inspect.Parameter(
+        "folding", inspect.Parameter.KEYWORD_ONLY, default=True, annotation=annotation
+    )
 
 
 def with_locks(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,7 +76,7 @@ def _limits(values: dict[str, Any]) -> Any:
         problems.append(f"--zero: there is no stage {zero}; use 0, 1, 2 or 3")
     if problems:
         raise SpecError(problems)
-    return Limits(tuple(fixed.items()), tuple(most.items()), zero)
+    return Limits(tuple(fixed.items()), tuple(most.items()), zero, values["folding"])
 
 
 def _flag(name: str) -> str:

@@ -95,12 +95,16 @@ class Question:
         )
 
 
-def of_plan(plan: Plan, calibration: Path | None = None) -> Question:
-    """Return the question whether a written plan fits."""
-    if plan.cluster.node_groups:
+def of_plan(plan: Plan, calibration: Path | None = None, mixed: bool = False) -> Question:
+    """Return the question whether a written plan fits.
+
+    ``mixed``: the command knows nodes of several kinds; others refuse them.
+    """
+    if plan.cluster.node_groups and (not mixed or calibration is not None):
+        what = "--calibration: " if mixed else ""
         raise SpecError(
-            f"{plan.cluster.name!r} has nodes of several kinds (node_groups); the plan states the "
-            "memory of each stage, and no other question is answered for them yet"
+            f"{what}{plan.cluster.name!r} has nodes of several kinds (node_groups); recommend, "
+            "check, explain memory, explain speed, simulate and report know them, uncalibrated"
         )
     software = plan.job.software
     named = (one for one in TARGETS.values() if one.software.name == software.name)
@@ -122,19 +126,25 @@ def asked(
     calibration: Path | None = None,
     method: Method = Method(),
     profile: Path | None = None,
+    mixed: bool = False,
 ) -> Question:
-    """Return the question of a model and options, or of a plan file."""
+    """Return the question of a model and options, or of a plan file.
+
+    ``mixed``: the command knows nodes of several kinds.
+    """
     path = Path(model)
     if path.suffix == ".json" and path.is_file() and '"rank_map"' in path.read_text("utf-8"):
         if profile is not None:
             raise SpecError("--profile: a plan has its machine already; give the model instead")
-        return of_plan(load(Plan, path), calibration)
+        return of_plan(load(Plan, path), calibration, mixed)
     needed = {"--cluster": cluster or profile, "--global-batch": global_batch, "--seq-len": seq_len}
     missing = [name for name, value in needed.items() if value is None]
     if missing or global_batch is None or seq_len is None:
         raise SpecError(f"{name}: is needed, unless a plan file is given" for name in missing)
     spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, profile)
+    machines = chosen_cluster(cluster, nodes, profile, mixed=mixed and calibration is None)
+    for group in machines.node_groups:
+        chosen_job(global_batch, seq_len, precision, spec, group.gpu, method)  # or it refuses
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu, method)
     runner = PRICED.get(target) or chosen_target(target, spec, job)[0]
     machines, runner = with_calibration(machines, runner, calibration)

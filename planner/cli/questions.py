@@ -25,7 +25,7 @@ Nodes = Annotated[int | None, typer.Option(min=1, help="Machines there are.", me
 Batch = Annotated[int, typer.Option(min=1, help="Sequences of one step.", metavar="B")]
 Length = Annotated[int, typer.Option(min=1, help="Tokens of one sequence.", metavar="S")]
 Precision = Annotated[str, typer.Option(help="bf16, fp16, fp8, ...", metavar="TYPE")]
-Runner = Annotated[str, typer.Option(help="torch, megatron or auto.", metavar="NAME")]
+Runner = Annotated[str, typer.Option(help="torch, megatron, torchtitan or auto.", metavar="NAME")]
 KeepFree = Annotated[str, typer.Option(help="Share of memory to leave empty.", metavar="SHARE")]
 Budget = Annotated[str, typer.Option(help="Time for the last search.", metavar="TIME")]
 Output = Annotated[

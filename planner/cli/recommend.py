@@ -43,7 +43,10 @@ def recommend(
         str, typer.Option(help="bf16, fp16, fp8, fp8_block, mxfp8 or nvfp4.", metavar="TYPE")
     ] = "bf16",
     target: Annotated[
-        str, typer.Option(help="What runs the plan: torch, megatron or auto.", metavar="NAME")
+        str,
+        typer.Option(
+            help="What runs the plan: torch, megatron, torchtitan or auto.", metavar="NAME"
+        ),
     ] = "auto",
     optimizer: Annotated[
         str,

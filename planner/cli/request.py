@@ -74,8 +74,9 @@ def chosen_cluster(
     if cluster.node_groups and (not mixed or profile is not None):
         what = "--profile" if mixed else "--cluster"
         raise SpecError(
-            f"{what}: {cluster.name!r} has nodes of several kinds (node_groups), which only "
-            "recommend without a profile knows; describe one kind as a cluster of its own"
+            f"{what}: {cluster.name!r} has nodes of several kinds (node_groups), which this "
+            "command does not know, nor any with a profile or calibration; describe one kind as a "
+            "cluster of its own"
         )
     if links is not None:
         cluster, nodes = _with_links(cluster, nodes, links), None

@@ -49,7 +49,7 @@ def simulate(
 
     check_free(trace, force)
     document = load(Plan, plan)
-    question = of_plan(document)
+    question = of_plan(document, mixed=True)
     if problems := question.problems():
         raise LayoutError([f"{plan}: {problem}" for problem in problems])
     layout, split, order = question.layout, question.split, None
@@ -69,5 +69,5 @@ def simulate(
     if as_json:
         typer.echo(json.dumps(simulated_json(timeline, name, memory), indent=1))
     else:
-        fits = check_sentence(memory, question.cluster) if schedule else ""
+        fits = check_sentence(memory) if schedule else ""
         show(simulated_report(timeline, name, fits))

@@ -14,14 +14,12 @@ from planner.formats.loose import load_loose, without_holes
 from planner.formats.setup import Meaning, Reading, Setup, sort_settings, switch, text_of, whole
 from planner.formats.shell import read_script
 from planner.layout.layout import Recompute
-from planner.layout.rules_torchtitan import SINGLE
+from planner.layout.rules_torchtitan import FLAVORS, SINGLE
 from planner.spec.files import read_text
 from planner.spec.huggingface import load_model
 from planner.spec.model import ModelSpec
-from planner.spec.software import TORCH_FSDP
+from planner.spec.software import TORCHTITAN, TORCHTITAN_COMPILED
 
-SOFTWARE = TORCH_FSDP.model_copy(update={"name": "torchtitan"})
-COMPILED = TORCH_FSDP.model_copy(update={"name": "torchtitan compiled", "loss": "fused"})
 _P = "parallelism."
 SETTINGS: dict[str, Meaning] = {
     "model.name": Meaning("family", text_of, "model"),
@@ -81,12 +79,6 @@ _KNOWN_BUT_NEUTRAL = {
         "pipeline_parallel_split_points", "context_parallel_ptrr_mask_key",
     )
 } | {"activation_checkpoint.early_stop", "activation_checkpoint.memory_budget"}  # fmt: skip
-FLAVORS = {
-    ("llama3", "8b"): "llama-3-8b", ("llama3", "70b"): "llama-3-70b",
-    ("llama3", "405b"): "llama-3.1-405b", ("deepseek_v3", "671b"): "deepseek-v3",
-    ("qwen3", "8b"): "qwen3-8b", ("qwen3", "30b-a3b"): "qwen3-30b-a3b",
-    ("qwen3", "235b-a22b"): "qwen3-235b-a22b",
-}  # fmt: skip
 
 
 def is_neutral(name: str) -> bool:
@@ -159,10 +151,10 @@ def _setup(path: Path, reading: Reading, gpus: int | None) -> Setup:
     if values.get("step_tokens") and seq_len:
         batch = values["step_tokens"] // seq_len
     _silent(values, reading)
-    compiled = bool(values.get("compile"))
+    software = TORCHTITAN_COMPILED if values.get("compile") else TORCHTITAN
     options = dict(values) | {"pipeline_micro_batches": accumulation}
     return Setup(
-        framework="torchtitan", path=str(path), software=COMPILED if compiled else SOFTWARE,
+        framework="torchtitan", path=str(path), software=software,
         model=model, tp=tp, cp=cp, pp=pp, vpp=vpp, ep=ep, etp=etp,
         dp=copies * shard if shard > 0 else None, micro_batch=micro,
         accumulation=None if batch and batch > 0 else accumulation,

@@ -4,7 +4,6 @@ import json
 from string import Template
 
 from planner.formats.methods import method_problems
-from planner.formats.torchtitan import FLAVORS
 from planner.formats.unsupported import (
     offloaded,
     partial_recompute,
@@ -13,10 +12,9 @@ from planner.formats.unsupported import (
     second_shards,
 )
 from planner.formats.work import Work
-from planner.layout.layout import Recompute, Shard
+from planner.layout.layout import Recompute
 from planner.layout.rule import Facts, broken, facts_of
-from planner.layout.rules_torchtitan import RULES
-from planner.spec.huggingface import load_model
+from planner.layout.rules_torchtitan import RULES, flavor_of, unwritable
 
 _TOML = Template("""# torchtitan 0.2 reads this file: torchtitan.sh starts it.
 [model]
@@ -45,41 +43,13 @@ enable = $compiled
 """)
 
 
-def flavor_of(work: Work) -> tuple[str, str] | None:
-    """Return torchtitan's family and flavor of a model; None where it has none."""
-    for (family, flavor), shipped in FLAVORS.items():
-        own = load_model(shipped)
-        if own.model_copy(update={"name": work.model.name}) == work.model:
-            return family, flavor.upper()
-    return None
-
-
 def torchtitan_problems_of(work: Work) -> list[str]:
     """Return every reason why torchtitan cannot run a job."""
-    layout, shard = work.layout, work.layout.shard
-    ranks = layout.dp * layout.cp
-    facts = Facts(**facts_of(work.model, work.job, layout), stages=work.layers)  # type: ignore[arg-type]
+    asked = (work.model, work.job, work.layout)
+    facts = Facts(**facts_of(*asked), stages=work.layers)  # type: ignore[arg-type]
     problems = broken(RULES, facts) + rank_order(work, "torchtitan") + offloaded(work, "torchtitan")
     problems += partial_recompute(work, "torchtitan") + method_problems(work, "torchtitan")
-    problems += second_shards(work, "torchtitan")
-    if flavor_of(work) is None:
-        known = ", ".join(FLAVORS.values())
-        problems.append(f"model {work.model.name!r} is no flavor of torchtitan; known: {known}")
-    if layout.pp > 1 and shard not in (Shard(), Shard.zero(1, ranks)):
-        problems.append(f"with pp={layout.pp}, torchtitan shards as ZeRO-1 over all ranks, or not")
-    whole = [Shard.zero(stage, ranks) for stage in (0, 2, 3)]
-    hybrid = shard.weights == shard.gradients == shard.optimizer
-    if layout.pp == 1 and ranks > 1 and shard not in whole and not hybrid:
-        problems.append("torchtitan has no ZeRO-1; try ZeRO 0, 2 or 3")
-    if shard == Shard() and ranks > 1 and layout.cp > 1:
-        problems.append("torchtitan shards over cp always; try ZeRO 3")
-    if 1 < shard.optimizer < ranks and (shard.optimizer % layout.cp or layout.cp > shard.optimizer):
-        problems.append(f"shards over {shard.optimizer} ranks are no multiple of cp={layout.cp}")
-    if work.job.precision not in ("bf16", "fp8", "mxfp8"):
-        problems.append(f"precision {work.job.precision!r}: use bf16, fp8 or mxfp8")
-    if layout.tp > 1 and not layout.sequence_parallel:
-        problems.append("torchtitan's tensor parallelism is sequence parallel; set it")
-    return problems
+    return problems + second_shards(work, "torchtitan") + unwritable(*asked)
 
 
 def write_torchtitan(work: Work) -> str:
@@ -88,7 +58,7 @@ def write_torchtitan(work: Work) -> str:
     layout, job = work.layout, work.job
     ranks, optimizer = layout.dp * layout.cp, layout.shard.optimizer
     copies = ranks // optimizer if optimizer > 1 else layout.dp
-    family, flavor = flavor_of(work) or ("", "")
+    family, flavor = flavor_of(work.model) or ("", "")
     passes = layout.micro_batches(job.global_batch) if layout.pp > 1 else 1
     converter = {"fp8": "quantize.linear.float8", "mxfp8": "quantize.linear.mx"}.get(job.precision)
     modes = {Recompute.FULL: "full", Recompute.SELECTIVE: "selective", Recompute.NONE: "none"}

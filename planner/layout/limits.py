@@ -11,13 +11,16 @@ DEGREES = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch")
 class Limits:
     """Locks on the search: ``fixed`` and ``most`` are (degree, number) pairs.
 
-    ``zero`` is a ZeRO stage. Groups that do not tile the scale-up domains (``tiles``) are tried
-    only where the user fixes their degree.
+    ``zero`` is a ZeRO stage. Without ``folding`` experts have the tensor parallelism of the dense
+    layers and ``ep`` divides ``dp``, as before MoE Parallel Folding (arXiv 2504.14960, 2.2). Groups
+    that do not tile the scale-up domains (``tiles``) are tried only where the user fixes their
+    degree.
     """
 
     fixed: tuple[tuple[str, int], ...] = ()
     most: tuple[tuple[str, int], ...] = ()
     zero: int | None = None
+    folding: bool = True
 
     def allows(self, name: str, size: int) -> bool:
         """Whether one degree may be ``size``."""
@@ -40,6 +43,7 @@ class Limits:
         words = [f"--{name.replace('_', '-')} {size}" for name, size in self.fixed]
         words += [f"--max-{name.replace('_', '-')} {size}" for name, size in self.most]
         words += [f"--zero {self.zero}"] if self.zero is not None else []
+        words += [] if self.folding else ["--no-folding"]
         return " ".join(words)
 
 

@@ -3,8 +3,13 @@
 Asked of the 0.2.0 wheel (the last with TOML) or read in torchtitan b5bcd76 (2026-08).
 """
 
-from planner.layout.layout import Recompute
-from planner.layout.rule import Facts, Rule, divisor, multiple, near
+from functools import lru_cache
+
+from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.rule import Facts, Rule, broken, divisor, facts_of, multiple, near
+from planner.spec.huggingface import load_model
+from planner.spec.job import JobSpec
+from planner.spec.model import ModelSpec
 
 _DIMS = "torchtitan/distributed/parallel_dims.py"
 _PIPELINE = "torchtitan/distributed/pipeline_parallel.py"
@@ -113,3 +118,67 @@ RULES: tuple[Rule, ...] = (
     Rule("T18", _ALL, _PIPELINE, lambda f: bool(f.stages) and sum(f.stages) != f.layers > 0,
          lambda f: f"the stages hold {sum(f.stages)} layers, the model has {f.layers}"),
 )  # fmt: skip
+
+# family and flavor of torchtitan's registries, and the shipped model that they are
+FLAVORS = {
+    ("llama3", "8b"): "llama-3-8b", ("llama3", "70b"): "llama-3-70b",
+    ("llama3", "405b"): "llama-3.1-405b", ("deepseek_v3", "671b"): "deepseek-v3",
+    ("qwen3", "8b"): "qwen3-8b", ("qwen3", "30b-a3b"): "qwen3-30b-a3b",
+    ("qwen3", "235b-a22b"): "qwen3-235b-a22b",
+}  # fmt: skip
+PRECISIONS = ("bf16", "fp8", "mxfp8")
+
+
+@lru_cache(maxsize=64)
+def flavor_of(model: ModelSpec) -> tuple[str, str] | None:
+    """Return torchtitan's family and flavor of a model; None where it has none."""
+    for (family, flavor), shipped in FLAVORS.items():
+        if load_model(shipped).model_copy(update={"name": model.name}) == model:
+            return family, flavor.upper()
+    return None
+
+
+def sharding_problems(layout: Layout) -> list[str]:
+    """Return what of a sharding torchtitan 0.1 to 0.2 has no setting for."""
+    shard, ranks = layout.shard, layout.dp * layout.cp
+    problems = []
+    if layout.pp > 1 and shard not in (Shard(), Shard.zero(1, ranks)):
+        problems.append(f"with pp={layout.pp}, torchtitan shards as ZeRO-1 over all ranks, or not")
+    whole = [Shard.zero(stage, ranks) for stage in (0, 2, 3)]
+    hybrid = shard.weights == shard.gradients == shard.optimizer
+    if layout.pp == 1 and ranks > 1 and shard not in whole and not hybrid:
+        problems.append("torchtitan has no ZeRO-1; try ZeRO 0, 2 or 3")
+    if shard == Shard() and ranks > 1 and layout.cp > 1:
+        problems.append("torchtitan shards over cp always; try ZeRO 3")
+    if 1 < shard.optimizer < ranks and (shard.optimizer % layout.cp or layout.cp > shard.optimizer):
+        problems.append(f"shards over {shard.optimizer} ranks are no multiple of cp={layout.cp}")
+    return problems
+
+
+def unwritable(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
+    """Return what of a job has no setting in torchtitan 0.1 to 0.2, whatever its stages are."""
+    problems = sharding_problems(layout)
+    if flavor_of(model) is None:
+        known = ", ".join(FLAVORS.values())
+        problems.append(f"model {model.name!r} is no flavor of torchtitan; known: {known}")
+    if job.precision not in PRECISIONS:
+        problems.append(f"precision {job.precision!r}: use bf16, fp8 or mxfp8")
+    if layout.tp > 1 and not layout.sequence_parallel:
+        problems.append("torchtitan's tensor parallelism is sequence parallel; set it")
+    return problems
+
+
+def torchtitan_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[str]:
+    """Return one sentence for every reason why torchtitan cannot run a layout of the planner.
+
+    Stages of unequal layers are legal: ``module_fqns_per_model_part`` writes them out.
+    """
+    facts = Facts(**facts_of(model, job, layout), free_stages=True)  # type: ignore[arg-type]
+    problems = broken(RULES, facts) + unwritable(model, job, layout)
+    if job.optimizer != "adamw" or job.lora_rank:
+        problems.append("only adamw without adapters is written for torchtitan")
+    if layout.schedule:
+        problems.append(f"schedule {layout.schedule}: only 1F1B and Interleaved1F1B are written")
+    if layout.offload.fraction or bool(layout.offload_optimizer) != layout.offload_weights:
+        problems.append("torchtitan moves optimizer and weights to the host together, or nothing")
+    return problems

@@ -47,16 +47,18 @@ def _degrees(
 
 
 def _experts(
-    model: ModelSpec, ranks: int, tp: int, domain: int, limits: Limits
+    model: ModelSpec, tp: int, cp: int, dp: int, domain: int, limits: Limits
 ) -> list[tuple[int, int]]:
-    """Return the (ep, etp) of the folded expert grid on the ``ranks`` of a stage."""
+    """Return the (ep, etp) of the expert grid on the ranks of a stage, folded unless locked."""
     if model.moe is None:
         return [(1, 1)]
-    pairs = []
+    pairs, ranks = [], tp * cp * dp
     free = limits.names("ep") or domain % tp > 0
-    for etp in sorted({1, tp}):
+    for etp in sorted({1, tp}) if limits.folding else [tp]:
         for ep in divisors(model.moe.experts):
             if ranks % (ep * etp) or model.moe.ffn_hidden % etp:
+                continue
+            if not limits.folding and (dp % ep or (cp > 1 and ep > 1)):
                 continue
             if free or tiles(ep * etp, domain):
                 pairs.append((ep, etp))
@@ -130,11 +132,10 @@ def layouts(
     """
     found, domain = [], cluster.domain_gpus
     for tp, cp, pp, dp in _degrees(model, job, cluster, limits):
-        ranks = tp * cp * dp
         # ranks of one scale-up domain in a dp-cp group
         inside = max(1, domain // (tp * cp)) * cp
         for (ep, etp), shard, micro_batch, recompute in product(
-            _experts(model, ranks, tp, domain, limits),
+            _experts(model, tp, cp, dp, domain, limits),
             _shards(pp, dp * cp, min(inside, dp * cp)),
             _micro_batches(job, dp, limits),
             _recomputes(job),

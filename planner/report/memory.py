@@ -1,5 +1,6 @@
 """The answers of ``planner check`` and ``planner explain memory``: bytes by rank and component."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rich.console import Group, RenderableType
@@ -19,8 +20,10 @@ from planner.report.words import gib, percent, seconds
 from planner.schedule.passes import Order
 from planner.search.changes import SingleChange
 from planner.spec.cluster import ClusterSpec
+from planner.spec.gpu import GpuSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
+from planner.spec.parts import part_of
 
 COMPONENTS = {
     "weights": "weights",
@@ -30,6 +33,10 @@ COMPONENTS = {
     "activations": "activ",
     "working": "working",
 }
+NO_CHANGES = (
+    "No single change is proposed for nodes of several kinds: the stages of each layout differ "
+    "(planner recommend finds them)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +44,13 @@ class Checked:
     """One layout on one cluster: the memory of every pipeline rank, and what that means.
 
     ``host_bytes`` lie in the memory of the fullest node, which has ``host_capacity_bytes``.
+    ``gpus`` are those under each rank: nodes may be of several kinds.
     """
 
     label: str
     problems: tuple[str, ...]
     ranks: tuple[RankMemory, ...]
-    capacity_bytes: float
+    gpus: tuple[GpuSpec, ...]
     verdict: Verdict
     host_bytes: float = 0.0
     host_capacity_bytes: float = 0.0
@@ -52,8 +60,30 @@ class Checked:
 
     @property
     def fullest(self) -> RankMemory:
-        """Return the memory of the rank that needs most."""
-        return max(self.ranks, key=lambda rank: rank.device)
+        """Return the memory of the rank that has least to spare."""
+        return self.ranks[_fullest(self.ranks, self.gpus)]
+
+    @property
+    def gpu(self) -> GpuSpec:
+        """Return the GPU of the fullest rank; the smallest where no rank was asked."""
+        if not self.ranks:
+            return min(self.gpus, key=lambda gpu: gpu.memory_bytes)
+        return self.gpus[_fullest(self.ranks, self.gpus)]
+
+    @property
+    def of_kinds(self) -> bool:
+        """Whether ranks are on GPUs of several kinds."""
+        return len(set(self.gpus)) > 1
+
+    @property
+    def capacity_bytes(self) -> float:
+        """Return the memory of the fullest rank's GPU."""
+        return float(self.gpu.memory_bytes)
+
+
+def _fullest(ranks: Sequence[RankMemory], gpus: Sequence[GpuSpec]) -> int:
+    """Return the rank that fills most of its GPU."""
+    return max(range(len(ranks)), key=lambda at: ranks[at].device / gpus[at].memory_bytes)
 
 
 def checked(
@@ -69,19 +99,21 @@ def checked(
 
     ``custom`` replaces the order of the layout's schedule.
     """
-    capacity = cluster.gpu.memory_bytes
     if problems:
-        return Checked(layout.label(), tuple(problems), (), capacity, Verdict.DOES_NOT_FIT)
+        gpus = tuple(one.gpu for one in cluster.node_groups) or (cluster.gpu,)
+        return Checked(layout.label(), tuple(problems), (), gpus, Verdict.DOES_NOT_FIT)
+    size = layout.gpus // layout.pp
+    gpus = tuple(part_of(cluster, rank * size, size).gpu for rank in range(layout.pp))
     ranks = tuple(rank_memory(model, job, layout, rank, split, custom) for rank in range(layout.pp))
-    fullest = max(ranks, key=lambda rank: rank.device)
-    timeline = rank_timeline(model, job, layout, ranks.index(fullest), split, custom)
+    fullest = _fullest(ranks, gpus)
+    timeline = rank_timeline(model, job, layout, fullest, split, custom=custom)
     notes = offload_lines(Prices(model, cluster, job), layout, split)
     return Checked(
         layout.label(),
         (),
         ranks,
-        capacity,
-        verdict(fullest, capacity),
+        gpus,
+        verdict(ranks[fullest], gpus[fullest].memory_bytes),
         node_host_bytes(model, cluster, job, layout, split),
         cluster.host.memory_bytes if cluster.host else 0.0,
         tuple(notes),
@@ -90,7 +122,7 @@ def checked(
     )
 
 
-def check_sentence(found: Checked, cluster: ClusterSpec) -> str:
+def check_sentence(found: Checked) -> str:
     """Return the verdict with the bytes it rests on."""
     if found.problems:
         return f"Does not start: {found.label} breaks these rules"
@@ -100,21 +132,21 @@ def check_sentence(found: Checked, cluster: ClusterSpec) -> str:
     said = found.verdict[0].upper() + found.verdict[1:]
     return (
         f"{said}: {found.label} needs {gib(found.fullest.device)} GiB ({gib(low)} to {gib(high)}) "
-        f"on its fullest GPU, {side} of {gib(found.capacity_bytes)} GiB ({cluster.gpu.name})"
+        f"on its fullest GPU, {side} of {gib(found.capacity_bytes)} GiB ({found.gpu.name})"
     )
 
 
-def _sentence(found: Checked, cluster: ClusterSpec) -> Text:
-    return Text(check_sentence(found, cluster), style="bold")
+def _sentence(found: Checked) -> Text:
+    return Text(check_sentence(found), style="bold")
 
 
-def check_report(found: Checked, cluster: ClusterSpec) -> Group:
+def check_report(found: Checked) -> Group:
     """Return the verdict; of a layout that does not start, every rule it breaks."""
     lines = [Text(f"  - {problem}") for problem in found.problems]
-    return Group(_sentence(found, cluster), *lines, *map(Text, found.notes))
+    return Group(_sentence(found), *lines, *map(Text, found.notes))
 
 
-def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChange]) -> Group:
+def memory_report(found: Checked, changes: list[SingleChange]) -> Group:
     """Return the verdict, the bytes of every rank by component and the cheapest changes."""
     full = found.fullest
     peak = (
@@ -123,7 +155,7 @@ def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChan
         f"which torch does not count, take {gib(full.outside)} GiB."
     )
     parts: list[RenderableType] = [
-        _sentence(found, cluster),
+        _sentence(found),
         section("Memory of each pipeline rank at its peak, GiB", _rank_table(found)),
         section(f"Rank {found.ranks.index(full)} through a step, GiB", _moment_table(found)),
         Text(),
@@ -134,6 +166,8 @@ def memory_report(found: Checked, cluster: ClusterSpec, changes: list[SingleChan
         parts.append(Text(_host_sentence(found)))
     if found.host_nodes:
         parts.append(section("Away from the GPUs, GiB on each node", host_table(found.host_nodes)))
+    if found.of_kinds:
+        parts += [Text(), Text(NO_CHANGES)]
     if changes:
         parts.append(section("Single changes that lower the peak, cheapest first", _table(changes)))
     return Group(*parts)
@@ -150,11 +184,13 @@ def _host_sentence(found: Checked) -> str:
 
 def _rank_table(found: Checked) -> Table:
     titles = (*COMPONENTS.values(), "reserve", "outside", "total")
-    table = column_table(("rank", "left"), *((title, "right") for title in titles))
+    kind = (("GPU", "left"),) if found.of_kinds else ()
+    table = column_table(("rank", "left"), *((title, "right") for title in titles), *kind)
     for rank, memory in enumerate(found.ranks):
         sizes = [getattr(memory, name) for name in COMPONENTS]
         sizes += [memory.reserved - memory.allocated, memory.outside, memory.device]
-        table.add_row(str(rank), *(gib(size) for size in sizes))
+        name = [found.gpus[rank].name] if found.of_kinds else []
+        table.add_row(str(rank), *(gib(size) for size in sizes), *name)
     return table
 
 

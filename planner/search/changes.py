@@ -131,6 +131,8 @@ def _fewest_recomputed(
     split = least_recompute(model, job, layout, capacity, target.uniform_recompute)
     if split is None or split.recomputed is None:
         return []
+    split = target.settable(split)
+    assert split.recomputed is not None
     step = estimate_step(prices, layout, split)
     text = f"recompute {sum(split.recomputed)} of {model.layers} layers"
     size = step.memory.device

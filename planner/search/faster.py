@@ -9,6 +9,7 @@ from planner.layout.stages import Split
 from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
 from planner.search.changes import SingleChange
+from planner.search.mixed import stepped
 from planner.search.targets import Target
 from planner.simulate.step import estimate_step
 
@@ -70,12 +71,19 @@ def _candidates(layout: Layout) -> list[tuple[str, Layout]]:
 
 
 def _fitting(prices: Prices, layout: Layout, target: Target) -> tuple[bool, Split | None]:
-    """Return whether a layout fits, and the recompute by layer it takes where it does not."""
+    """Return whether a layout fits, and the stages and recompute by layer that it takes for that.
+
+    Nodes of several kinds need uneven stages; like nodes keep equal ones, nothing recomputed, where
+    that fits.
+    """
+    if prices.cluster.node_groups:
+        step = stepped(prices, layout, target, 0.0) if layout.vpp == 1 else None
+        return step is not None, step.split if step else None
     model, job, capacity = prices.model, prices.job, prices.cluster.gpu.memory_bytes
     if peak_memory(model, job, layout).device <= capacity:
         return True, None
     split = least_recompute(model, job, layout, capacity, target.uniform_recompute)
-    return split is not None, split
+    return split is not None, split and target.settable(split)
 
 
 def _outcome(change: SingleChange) -> tuple[float, float]:
@@ -106,8 +114,9 @@ def faster_changes(
         slower_s = step.step_time_s - now.step_time_s
         if slower_s > -LEAST_GAIN * now.step_time_s:
             continue
-        if recomputed is not None and recomputed.recomputed is not None:
-            text += f", {sum(recomputed.recomputed)} of {model.layers} layers recomputed"
+        again = sum((recomputed and recomputed.recomputed) or ())
+        if again:
+            text += f", {again} of {model.layers} layers recomputed"
         size = step.memory.device
         saved = now.memory.device - size
         change = SingleChange(text, other, size, saved, step.step_time_s, slower_s)

@@ -5,6 +5,7 @@ layers as it is fast. Every choice of kinds is priced, each alone too: the faste
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 
@@ -13,15 +14,16 @@ import numpy as np
 from planner.cost.layer import PassCost, Prices
 from planner.layout.layout import Layout
 from planner.layout.space import layouts as legal_layouts
-from planner.layout.stages import Split, StageLayers
+from planner.layout.stages import Split, StageLayers, split_layers
 from planner.memory.estimate import allocated_limit, rank_memory
 from planner.memory.fit import least_recompute
 from planner.plan import CandidateRecord, Plan
 from planner.search.answer import NoFit, build_plan, recommend
+from planner.search.climb import least_recompute_of
 from planner.search.families import family
-from planner.search.partition import FloatArray, partition
+from planner.search.partition import FloatArray, Partition, PartitionProblem, partition
 from planner.search.recommend import Options, Search
-from planner.search.stages import Staged, end_s, partition_problem
+from planner.search.stages import EQUAL, Staged, end_s, partition_problem
 from planner.search.targets import Target
 from planner.simulate.step import StepEstimate, estimate_step
 from planner.spec.cluster import ClusterSpec, NodeGroup
@@ -31,6 +33,7 @@ from planner.spec.parts import of_groups, one_kind
 from planner.units import format_s
 
 MOST_MOVED = 4  # layers that the simulator moves after the partition
+CLIMBED = "dynamic programme + climb"
 MOST_ORDERED = 3  # kinds of nodes whose every order in the pipeline is tried
 
 
@@ -123,14 +126,14 @@ def _best_of(
             update={"software": target.software}))  # fmt: skip
         seen = _search(own, target, replace(options, budget_s=options.budget_s / len(orders)))
         if seen.best:
-            plans.append(_plan(own, seen, options))
+            plans.append(_plan(own, seen, target, options))
     return min(plans, key=lambda plan: plan.estimate.step_time_s, default=None)
 
 
-def _plan(prices: Prices, found: Search, options: Options) -> Plan:
+def _plan(prices: Prices, found: Search, target: Target, options: Options) -> Plan:
     """Write the fastest step out; its memory is told for the rank that has the least to spare."""
     best = found.best[0]
-    staged = [Staged(step, step, None, "dynamic programme") for step in found.best[: options.keep]]
+    staged = [_staged(prices, step, target, options.keep_free) for step in found.best]
     plan = build_plan(prices, staged, found, _lost(prices, found))
     limits = capacities(prices, best.layout)
     used = [rank_memory(prices.model, prices.job, best.layout, rank, best.split).device
@@ -176,7 +179,7 @@ def _search(prices: Prices, target: Target, options: Options) -> Search:
         if best and time.monotonic() > started + options.budget_s:
             break
         looked_at += 1
-        step = _stepped(prices, found[index], target, options.keep_free)
+        step = stepped(prices, found[index], target, options.keep_free)
         if step is not None:
             steps[step.layout] = step
             best = sorted([*best, step], key=lambda one: one.step_time_s)[: options.keep]
@@ -234,7 +237,7 @@ def bound_s(prices: Prices, layout: Layout) -> float:
     return layout.micro_batches(prices.job.global_batch) * float(least.sum()) / shares
 
 
-def _stepped(
+def stepped(
     prices: Prices, layout: Layout, target: Target, keep_free: float
 ) -> StepEstimate | None:
     """Return the step of ``layout`` with its best stages; None where it does not fit."""
@@ -278,30 +281,56 @@ def _one_layer_moved(split: Split, uniform: bool) -> list[Split]:
         layers = list(split.layers)
         layers[giver], layers[taker] = layers[giver] - 1, layers[taker] + 1
         if layers[giver]:
-            most = [max(again)] * len(layers) if uniform else again
-            moved.append(Split(tuple(layers), tuple(map(min, most, layers))))
+            if again == split.layers:  # all are recomputed, and stay so
+                again_most: Sequence[int] = layers
+            else:
+                again_most = [max(again)] * len(layers) if uniform else again
+            moved.append(Split(tuple(layers), tuple(map(min, again_most, layers))))
     return moved
 
 
 def best_split(prices: Prices, layout: Layout, target: Target, limits: FloatArray) -> Split | None:
     """Return the layers of each stage, as each is fast, and what it recomputes to fit."""
-    model, job = prices.model, prices.job
     if layout.pp == 1:
-        return least_recompute(model, job, layout, float(limits[0]), target.uniform_recompute)
+        uniform = target.uniform_recompute
+        least = least_recompute(prices.model, prices.job, layout, float(limits[0]), uniform)
+        return least and target.settable(least)
+    found = partition(mixed_problem(prices, layout, limits))
+    return _split_of(found, target) if found.feasible else None
+
+
+def _split_of(found: Partition, target: Target) -> Split:
+    again = found.recompute_layers
+    if target.uniform_recompute:
+        again = tuple(min(max(again), count) for count in found.layers)
+    return target.settable(Split(found.layers, again))
+
+
+def mixed_problem(prices: Prices, layout: Layout, limits: FloatArray) -> PartitionProblem:
+    """Return the prices of all layers on the fastest nodes, and how much slower each stage is."""
     on = _on(prices, layout)
     layers_s = [float(_blocks_s(own, layout)[:2].sum()) for own in on]
     base = on[int(np.argmin(layers_s))]
     ends = [StageLayers(0, 0, rank == 0, rank == layout.pp - 1) for rank in range(layout.pp)]
-    problem = replace(
+    software = prices.job.software
+    return replace(
         partition_problem(base, layout, float(limits.max())),
         slowness=np.array(layers_s) / min(layers_s),
         stage_s=np.array([end_s(own, layout, end) for own, end in zip(on, ends, strict=True)]),
-        limit_bytes=np.array([allocated_limit(limit, layout, job.software) for limit in limits]),
+        limit_bytes=np.array([allocated_limit(limit, layout, software) for limit in limits]),
     )
+
+
+def _staged(prices: Prices, step: StepEstimate, target: Target, keep_free: float) -> Staged:
+    """Return ``step`` with what the partition proved, and the step of equal stages that fit."""
+    layout, uniform = step.layout, target.uniform_recompute
+    if layout.pp == 1:
+        return Staged(step, step, None, EQUAL)
+    limits = (1 - keep_free) * capacities(prices, layout)
+    problem = mixed_problem(prices, layout, limits)
     found = partition(problem)
-    if not found.feasible:
-        return None
-    again = found.recompute_layers
-    if target.uniform_recompute:
-        again = tuple(min(max(again), count) for count in found.layers)
-    return Split(found.layers, again)
+    solver = "dynamic programme" if step.split == _split_of(found, target) else CLIMBED
+    layers = split_layers(prices.model.layers, layout.pp)
+    again = least_recompute_of(problem, layers, uniform)
+    equal = _simulated(prices, layout, Split(layers, again), limits) if again else None
+    return Staged(step, equal or step, found, solver)

@@ -11,6 +11,7 @@ from planner.cost.layer import Prices
 from planner.layout.layout import Layout, Recompute
 from planner.layout.limits import Limits
 from planner.layout.space import layouts as legal_layouts
+from planner.layout.stages import Split
 from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
 from planner.search.bound import lower_bounds_s
@@ -78,11 +79,21 @@ def _least_bytes(
     return needed if away is None else min(needed, peak_memory(model, job, away).device)
 
 
+def _settable_fit(prices: Prices, layout: Layout, limit: float, target: Target) -> Split | None:
+    """Return equal stages with the least recompute that fits and that the target can set."""
+    model, job = prices.model, prices.job
+    least = least_recompute(model, job, layout, limit, target.uniform_recompute)
+    split = least and target.settable(least)
+    if split is None or split == least:
+        return split
+    return split if peak_memory(model, job, layout, split).device <= limit else None
+
+
 def fastest_fit(
     prices: Prices, layout: Layout, limit: float, target: Target, offloads: bool
 ) -> StepEstimate | None:
     """Return ``layout`` with the recompute or, where that pays, the offload that makes it fit."""
-    split = least_recompute(prices.model, prices.job, layout, limit, target.uniform_recompute)
+    split = _settable_fit(prices, layout, limit, target)
     step = None if split is None else estimate_step(prices, layout, split)
     if not offloads or (step is not None and not any(step.split.recomputed or ())):
         return step

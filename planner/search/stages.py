@@ -136,6 +136,8 @@ def improved(
     layout = step.layout
     # offloaded layouts keep equal stages: what they may recompute beside it is not a partition
     whole = layout.pp == 1 or layout.offload.fraction > 0
+    if target.whole_recompute and any(step.split.recomputed or ()):
+        return Staged(step, step, None, EQUAL)  # all layers recomputed: nothing is left to choose
     if whole or kind_of(schedule_name(layout)).pipelines > 1:
         return Staged(step, step, None, EQUAL)
     problem = partition_problem(prices, layout, limit_bytes)
@@ -154,7 +156,7 @@ def improved(
         for other in dict.fromkeys((*starts, climbed)):
             size = peak_memory(prices.model, prices.job, layout, other).device
             over = size - limit_bytes  # of the last, what the climb found
-            if over <= 0:
+            if over <= 0 and target.settable(other) == other:
                 tried = estimate_step(prices, layout, other)
                 if tried.step_time_s < best.step_time_s:
                     best, solver = tried, starts.get(other, f"{names[-1]} + climb")

@@ -8,9 +8,11 @@ from planner.launcher.rules import V_SHAPED
 from planner.layout.layout import Layout
 from planner.layout.rules_megatron import megatron_problems
 from planner.layout.rules_torch import torch_target_problems
+from planner.layout.rules_torchtitan import torchtitan_problems
+from planner.layout.stages import Split
 from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
-from planner.spec.software import DEEPSPEED, MEGATRON_CORE, TORCH_LAUNCHER, ZERO_PP
+from planner.spec.software import DEEPSPEED, MEGATRON_CORE, TORCH_LAUNCHER, TORCHTITAN, ZERO_PP
 
 Problems = Callable[[ModelSpec, JobSpec, Layout], list[str]]
 
@@ -21,7 +23,7 @@ class Target:
 
     ``uniform_recompute``: it recomputes the same number of layers on every stage. ``schedules``:
     what it runs besides 1F1B and interleaved 1F1B. ``offloads``: it can be told to move activations
-    off the GPU.
+    off the GPU. ``whole_recompute``: it recomputes all layers in full, or none.
     """
 
     name: str
@@ -30,11 +32,21 @@ class Target:
     uniform_recompute: bool
     schedules: tuple[str, ...] = ()
     offloads: bool = False
+    whole_recompute: bool = False
+
+    def settable(self, split: Split) -> Split:
+        """Return ``split`` with as many layers recomputed as the program can be told to."""
+        if self.whole_recompute and any(split.recomputed or ()):
+            return Split(split.layers, split.layers)
+        return split
 
 
 TARGETS = {
     "torch": Target("torch", TORCH_LAUNCHER, torch_target_problems, False, V_SHAPED, True),
     "megatron": Target("megatron", MEGATRON_CORE, megatron_problems, True),
+    "torchtitan": Target(
+        "torchtitan", TORCHTITAN, torchtitan_problems, False, whole_recompute=True
+    ),
 }
 
 # Priced, never searched: nobody is asked whether a layout starts, and no program is written.

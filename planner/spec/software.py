@@ -103,6 +103,8 @@ TORCH_FSDP = SoftwareSpec(
     streams_gradients=True,
     host_weight_bytes=4,
 )
+TORCHTITAN = TORCH_FSDP.model_copy(update={"name": "torchtitan"})
+TORCHTITAN_COMPILED = TORCH_FSDP.model_copy(update={"name": "torchtitan compiled", "loss": "fused"})
 # DeepSpeed's ZeRO keeps a 2-byte share beside the fp32 one. AdamW is torch's own, unfused: two fp32
 # temporaries (a user's out-of-memory message shows them: tests/data/reports, case-0454).
 DEEPSPEED = TORCH_FSDP.model_copy(

@@ -59,6 +59,7 @@ LOCKS = [
     ("--pp 2 --micro-batch 2", {"pp": 2, "micro_batch": 2}),
     ("--max-tp 1 --max-pp 1", {"tp": 1, "pp": 1}),
     ("--zero 0 --dp 8", {"shard_optimizer": 1}),
+    ("--no-folding --tp 2", {"tp": 2, "etp": 1}),
 ]
 
 

@@ -260,7 +260,7 @@ def test_a_mixed_plan_without_names_is_not_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("check llama-3-8b --cluster {} --global-batch 8 --seq-len 2048", "nodes of several kinds"),
+        ("min-gpus llama-3-8b --cluster {} --nodes 2 " + JOB, "nodes of several kinds"),
         ("recommend llama-3-8b --cluster {} --nodes 3 " + JOB, "lists its 2 nodes by kind"),
         ("recommend llama-3-8b --cluster {} --links x.json " + JOB, "is of several kinds of nodes"),
     ],

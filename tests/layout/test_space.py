@@ -3,6 +3,7 @@
 import pytest
 
 from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.limits import Limits
 from planner.layout.rules import layout_problems
 from planner.layout.rules_torch import torch_target_problems
 from planner.layout.space import MICRO_BATCHES, MIN_CONTEXT_TOKENS, layouts
@@ -129,3 +130,20 @@ def test_context_parallelism_only_for_long_sequences() -> None:
 
     assert {layout.cp for layout in short} == {1}
     assert {layout.cp for layout in long} == {1, 2, 4, 8}
+
+
+def test_without_folding_experts_lie_inside_data_parallelism() -> None:
+    """MoE Parallel Folding, 2.2: etp = tp, ep divides dp, and context ranks are not covered."""
+    asked = (model("small-moe"), cluster("dgx-h100", 2), job(seq_len=8192))
+    folded = layouts(*asked, limits=Limits())
+    plain = layouts(*asked, limits=Limits(folding=False))
+
+    inside = {one for one in folded if one.etp == one.tp and one.dp % one.ep == 0}
+    assert set(plain) == {one for one in inside if one.cp == 1 or one.ep == 1}
+    assert {one.cp for one in plain} == {1, 2, 4}
+
+
+def test_a_dense_model_has_nothing_to_fold() -> None:
+    asked = (model("small"), cluster("dgx-h100"), job())
+
+    assert layouts(*asked, limits=Limits(folding=False)) == layouts(*asked)

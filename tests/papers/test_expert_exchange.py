@@ -20,10 +20,10 @@ ONCE = MEGATRON_CORE.model_copy(update={"moe_sends_once": True})
 MEASURED = [
     ("dgx-h100", 8, False, "dispatch", 1265, 0.05),
     ("dgx-h100", 8, True, "dispatch", 661, 0.16),
-    ("dgx-h100", 64, False, "dispatch", 9164, 0.30),
-    ("dgx-h100", 64, True, "dispatch", 4626, 0.16),
-    ("dgx-h100", 64, False, "combine", 8727, 0.36),
-    ("dgx-h100", 64, True, "combine", 4398, 0.22),
+    ("dgx-h100", 64, False, "dispatch", 9164, 0.07),
+    ("dgx-h100", 64, True, "dispatch", 4626, 0.06),
+    ("dgx-h100", 64, False, "combine", 8727, 0.12),
+    ("dgx-h100", 64, True, "combine", 4398, 0.02),
     ("gb200-nvl72", 64, False, "dispatch", 930, 0.10),
     ("gb200-nvl72", 64, True, "dispatch", 675, 0.10),
 ]

@@ -14,6 +14,7 @@ from benchmarks.reports import bytes_lines, is_right, memory_answer, memory_rows
 from planner.memory.estimate import RankMemory
 from planner.memory.interval import verdict
 from planner.report.memory import Checked
+from planner.spec.gpu import load_gpu
 from planner.units import GIB
 
 ROWS = memory_rows()
@@ -68,7 +69,8 @@ VERDICTS = [
 @pytest.mark.parametrize(("size", "outcome", "right"), VERDICTS)
 def test_the_rule(size: float, outcome: str, right: bool) -> None:
     memory = RankMemory(0, 0, 0, 0, size * GIB / 1.053, 0, 0, "loss", 0.053, (LOW, HIGH))
-    found = Checked("one", (), (memory,), 100 * GIB, verdict(memory, 100 * GIB))
+    gpu = load_gpu("A100-SXM-80GB").model_copy(update={"memory_bytes": 100 * GIB})
+    found = Checked("one", (), (memory,), (gpu,), verdict(memory, 100 * GIB))
 
     assert is_right(outcome, found) is right
 

@@ -58,9 +58,11 @@ class Case(NamedTuple):
         return float(allocated * (1 + TORCH.software.reserve_share) + outside)
 
 
-def cases() -> list[Case]:
+QUICK_SHAPES = [(8, 4), (7, 4), (5, 4), (8, 3), (8, 2)]
+
+
+def cases(shapes: list[tuple[int, int]] = QUICK_SHAPES) -> list[Case]:
     found = []
-    shapes = [(8, 4), (7, 4), (5, 4), (8, 3), (8, 2)]
     for (layers, pp), schedule, head, tight in product(
         shapes, SCHEDULES, (32_000, 256_000), (False, True)
     ):
@@ -96,7 +98,18 @@ def fastest_s(case: Case, prices: Prices, limit: float) -> float:
     return min(estimate_step(prices, case.layout(), one).step_time_s for one in islice(fitting, 5))
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: "-".join(map(str, case)))
+OTHER_SHAPES = [
+    (layers, pp)
+    for layers, pp in product(range(2, 9), range(2, 5))
+    if pp <= layers and (layers, pp) not in QUICK_SHAPES
+]
+WITH_THE_REST = [
+    *cases(),
+    *(pytest.param(case, marks=pytest.mark.slow) for case in cases(OTHER_SHAPES)),
+]
+
+
+@pytest.mark.parametrize("case", WITH_THE_REST, ids=lambda case: "-".join(map(str, case)))
 def test_stages_are_within_half_a_percent_of_the_best_simulated(case: Case) -> None:
     prices, layout = case.prices(), case.layout()
     limit = case.limit(prices)

@@ -9,9 +9,12 @@ from planner.errors import SpecError
 from planner.layout.layout import Shard
 from planner.layout.rules_torch import torch_target_problems
 from planner.layout.space import layouts
+from planner.layout.stages import Split
 from planner.search.targets import TARGETS, Target, target
 from planner.spec.software import MEGATRON_CORE, TORCH_LAUNCHER
 from tests.properties.strategies import cluster, job, layout_with, model
+
+BOTH = (TARGETS["torch"], TARGETS["megatron"])
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -31,6 +34,15 @@ def test_an_unknown_target_is_answered_with_the_known_ones(name: str) -> None:
 def test_each_target_is_priced_with_its_own_software() -> None:
     assert target("torch").software is TORCH_LAUNCHER
     assert target("megatron").software is MEGATRON_CORE
+
+
+def test_torchtitan_recomputes_all_layers_or_none() -> None:
+    some, none = Split((4, 4), (0, 1)), Split((4, 4), (0, 0))
+    settable = target("torchtitan").settable
+
+    assert settable(some) == Split((4, 4), (4, 4))
+    assert settable(none) == none
+    assert target("torch").settable(some) == some
 
 
 def test_only_megatron_recomputes_equally_many_layers_everywhere() -> None:
@@ -70,15 +82,15 @@ def test_torch_refuses_what_its_program_cannot_run(degrees: dict[str, Any], rule
 
 
 @pytest.mark.parametrize("degrees", [{"dp": 8}, {"tp": 2, "dp": 4}, {"pp": 2, "dp": 4}])
-def test_both_targets_run_plain_layouts(degrees: dict[str, Any]) -> None:
-    assert [problems(known, zero_stage=1, **degrees) for known in TARGETS.values()] == [[], []]
+def test_torch_and_megatron_run_plain_layouts(degrees: dict[str, Any]) -> None:
+    assert [problems(known, zero_stage=1, **degrees) for known in BOTH] == [[], []]
 
 
 @pytest.mark.parametrize("degrees", [{"ep": 8}, {"cp": 2, "dp": 4, "ep": 4}, {"pp": 2, "dp": 4}])
-def test_both_targets_run_experts_and_long_sequences(degrees: dict[str, int]) -> None:
+def test_torch_and_megatron_run_experts_and_long_sequences(degrees: dict[str, int]) -> None:
     whole = {"dp": 8} | degrees
 
-    found = [problems(known, "small-moe", zero_stage=1, **whole) for known in TARGETS.values()]
+    found = [problems(known, "small-moe", zero_stage=1, **whole) for known in BOTH]
 
     assert found == [[], []]
 
