@@ -90,8 +90,9 @@ FILES: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
     ("ds.json", '{"train_batch_size": "auto", "gradient_accumulation_steps ": 4,\n'
      '"train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 3,\n'
      '"offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": true}}',
-     {"zero": 3, "micro_batch": 2, "global_batch": None, "accumulation": 1},
-     {"silent": "has a blank in its name", "unpriced": "optimizer offload to cpu"}),
+     {"zero": 3, "micro_batch": 2, "global_batch": None, "accumulation": 1,
+      "offload_optimizer": 1.0, "offload_weights": False},
+     {"silent": "has a blank in its name"}),
     # comments in JSON, a misspelled setting at the top, an unknown one in ZeRO
     ("bad.json", '{\n  // micro\n  "train_micro_batch_size_per_gpu": 1,\n'
      '  "train_batch_sise": 64,\n  "zero_optimization": {"stage": 2, "stge": 1}\n}',
@@ -121,8 +122,9 @@ FILES: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
      "seq_len = 8192\n[parallelism]\npipeline_parallel_degree = 4\ntensor_parallel_degree = 8\n"
      'pipeline_parallel_schedule = "ZBVZeroBubble"\nfsdp_reshard_after_forward = "always"\n'
      '[activation_checkpoint]\nmode = "selective"\nselective_ac_option = "op"\n',
-     {"pp": 4, "vpp": 2, "micro_batch": 1, "accumulation": 8, "recompute": Recompute.SELECTIVE},
-     {"rules": "T11: schedule ZBVZeroBubble", "unpriced": "schedule ZBVZeroBubble"}),
+     {"pp": 4, "vpp": 2, "micro_batch": 1, "accumulation": 8, "recompute": Recompute.SELECTIVE,
+      "schedule": "zb_v"},
+     {"rules": "T11: schedule ZBVZeroBubble"}),
     # torchtitan flags of later versions
     ("titan.sh", "NGPU=8\ntorchrun --nproc_per_node=${NGPU} --nnodes 2 -m torchtitan.train "
      "--module llama3 --config llama3_8b --parallelism.tensor_parallel_degree 4 "
