@@ -46,6 +46,8 @@ _YAML = (
                               r"parallelism_config|deepspeed_config):", re.M)),
     ("nemo", re.compile(r"tensor_model_parallel_size|--tensor-model-parallel-size|"
                         r"pipeline_model_parallel_size|expert_model_parallel_size")),
+    # a file that only changes what it inherits
+    ("nemo", re.compile(r"^defaults:\s*(- )?[\"']?\S+\.ya?ml\b", re.M)),
 )  # fmt: skip
 _DEEPSPEED = re.compile(
     r'"(zero_optimization|train_batch_size|train_micro_batch_size_per_gpu|'

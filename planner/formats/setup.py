@@ -75,11 +75,15 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What one setting is: the reader's name for it, its type, and the words for a person."""
+    """What one setting is: the reader's name for it, its type, and the words for a person.
+
+    ``has_none``: "none" is one of its values; elsewhere it leaves a setting open.
+    """
 
     name: str
     kind: Callable[[Any], Any]
     words: str
+    has_none: bool = False
 
 
 @dataclass(slots=True)
@@ -149,7 +153,8 @@ def sort_settings(
             known = reading.neutral if is_neutral(name) else reading.unknown
             known.append(Knob(name, shown))
             continue
-        if value is None or str(value).lower() in ("auto", "none", "null"):
+        is_open = ("auto", "null") if meaning.has_none else ("auto", "null", "none")
+        if value is None or str(value).lower() in is_open:
             reading.neutral.append(Knob(name, shown, f"{meaning.words}: left open"))
             continue
         try:

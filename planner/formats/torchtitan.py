@@ -64,7 +64,7 @@ SETTINGS: dict[str, Meaning] = {
     f"{_P}module_fqns_per_model_part": Meaning("parts", lambda value: value, "stages"),
     f"{_P}expert_parallel_degree": Meaning("ep", whole, "ep"),
     f"{_P}expert_tensor_parallel_degree": Meaning("etp", whole, "etp"),
-    "activation_checkpoint.mode": Meaning("recompute_mode", text_of, "recompute"),
+    "activation_checkpoint.mode": Meaning("recompute_mode", text_of, "recompute", True),
     "activation_checkpoint.selective_ac_option": Meaning("selective", text_of, "recompute every"),
     "compile.enable": Meaning("compile", switch, "torch.compile"),
     "training.compile": Meaning("compile", switch, "torch.compile"),
