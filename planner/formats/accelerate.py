@@ -82,12 +82,6 @@ def read_accelerate(path: Path, text: str, given: Mapping[str, str]) -> Setup:
     values.setdefault("fsdp_version", 2 if any(n.startswith(_SIZES) for n in decided) else 1)
     _unknown_at_top(path, reading)
     _silent(decided, values, reading)
-    offloads = {
-        "parameters offload to the CPU": values.get("offload"),
-        "optimizer offload": values.get("offload_optimizer", "none") != "none",
-        "parameter offload": values.get("offload_parameters", "none") != "none",
-    }
-    reading.unpriced += [what for what, present in offloads.items() if present]
     own = _setup(path, values, decided, reading)
     return _joined(own, path, values, given) if values.get("file") else own
 
@@ -116,11 +110,20 @@ def _setup(
         accumulation=values.get("accumulation"), gpus=values.get("gpus"),
         precision=precision if precision in ("bf16", "fp16", "fp8") else None,
         sequence_parallel=bool(values.get("sequence_parallel")) and tp > 1,
-        zero=zero, replicas=max(1, copies), options=options,
+        zero=zero, replicas=max(1, copies), options=options, **_offload(values, zero),
         recompute=Recompute.FULL if values.get("recompute")
         else Recompute.SELECTIVE if values.get("selective") else Recompute.NONE,
         **reading.lists(),
     )  # fmt: skip
+
+
+def _offload(values: Mapping[str, Any], zero: int) -> dict[str, Any]:
+    """Return what leaves the GPU. FSDP moves weights, gradients and optimizer together."""
+    if values.get("offload") and zero:
+        return {"offload_optimizer": 1.0, "offload_weights": True}
+    weights = zero == 3 and values.get("offload_parameters", "none") != "none"
+    leaves = zero > 0 and values.get("offload_optimizer", "none") != "none"
+    return {"offload_optimizer": float(leaves or weights), "offload_weights": weights}
 
 
 def _zero(values: Mapping[str, Any]) -> int:

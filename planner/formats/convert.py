@@ -3,15 +3,16 @@
 What was written is read back, so a difference that nobody thought of is listed too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from planner.errors import SpecError
-from planner.formats.bundle import EXPORTS
+from planner.errors import LayoutError, SpecError
+from planner.formats.bundle import EXPORTS, Export
 from planner.formats.detect import READERS
 from planner.formats.settle import settle
 from planner.formats.setup import Setup
 from planner.formats.work import Work, work_of_setup
+from planner.layout.layout import Offload
 from planner.spec.model import ModelSpec
 
 
@@ -35,10 +36,26 @@ def convert(
         raise SpecError(f"--to: {target!r} is not written; use one of {', '.join(EXPORTS)}")
     work = work_of_setup(setup, settle(setup, model, gpus))
     export = EXPORTS[target]
-    text = export.write(work)
+    text = _written(work, export)
     back = READERS[target](Path(export.config), text, {})
     lost = [*(export.lost(work) if export.lost else []), *_left_behind(setup)]
     return Converted(text, tuple(dict.fromkeys([*lost, *_differences(work, back)])))
+
+
+def _written(work: Work, export: Export) -> str:
+    """Return the text of a job, without its offload where the target has no place for that.
+
+    Where it is left out the comparison of both files says so.
+    """
+    try:
+        return export.write(work)
+    except LayoutError:
+        layout = replace(
+            work.layout, offload_optimizer=0.0, offload_weights=False, offload=Offload()
+        )
+        if layout == work.layout:
+            raise
+        return export.write(replace(work, layout=layout))
 
 
 def _left_behind(setup: Setup) -> list[str]:
@@ -59,7 +76,8 @@ def _differences(work: Work, back: Setup) -> list[str]:
     pairs = {
         name: (getattr(work.layout, name), getattr(found, name))
         for name in ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "micro_batch", "shard",
-                     "sequence_parallel")
+                     "sequence_parallel", "schedule", "offload_optimizer", "offload_weights",
+                     "offload")
     } | {
         "global_batch": (work.job.global_batch, settled.global_batch),
         "seq_len": (work.job.seq_len, back.seq_len or work.job.seq_len),

@@ -30,7 +30,7 @@ from planner.formats.unsupported import (
     uneven_stages,
 )
 from planner.formats.work import Work
-from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.layout import Layout, Offload, Recompute, Shard
 from planner.layout.rule import Facts, broken, facts_of
 from planner.layout.rules_deepspeed import RULES
 from planner.spec.software import DEEPSPEED
@@ -132,7 +132,7 @@ def setup_of_deepspeed(path: Path, settings: Mapping[str, Any]) -> Setup:
         micro_batch=values.get("micro_batch"), accumulation=_accumulation(values),
         global_batch=values.get("stated_batch"), precision=_precision(values),
         zero=zero, shard_ranks=values.get("mics") if values.get("mics", 0) > 1 else None,
-        options=values, **reading.lists(),
+        options=values, **_offload(values, zero, reading), **reading.lists(),
     )  # fmt: skip
 
 
@@ -163,13 +163,33 @@ def _ignored(path: Path, reading: Reading) -> None:
             reading.silent.append(f"{knob.name!r} is not a setting of DeepSpeed{hint}")
 
 
+def _offload(values: Mapping[str, Any], zero: int, reading: Reading) -> dict[str, Any]:
+    """Return what leaves the GPU: optimizer, weights, the inputs of recomputed layers.
+
+    DeepSpeed does not offload at stage 0, and the whole optimizer where the weights go.
+    """
+    leaves = values.get("offload_optimizer", "none") != "none" or bool(values.get("old_offload"))
+    weights = zero == 3 and values.get("offload_parameters", "none") != "none"
+    share = float(values.get("offload_ratio", 1.0)) if zero == 3 else 1.0
+    found: dict[str, Any] = {"offload_optimizer": share if leaves and zero else 0.0}
+    if weights:
+        if not leaves or share < 1:
+            reading.assumed.append(
+                "with offload_param the estimate has the whole optimizer on the host too"
+            )
+        found = {"offload_optimizer": 1.0, "offload_weights": True}
+    if values.get("offload_activations"):
+        reading.assumed.append("cpu_checkpointing: the program calls deepspeed.checkpointing")
+        found |= {"recompute": Recompute.FULL, "offload": Offload(1.0, "host")}
+    return found
+
+
 def _unpriced(values: Mapping[str, Any], reading: Reading) -> None:
     cases = {
-        f"optimizer offload to {values.get('offload_optimizer')}":
-            values.get("offload_optimizer", "none") != "none" or values.get("old_offload"),
-        f"parameter offload to {values.get('offload_parameters')}":
-            values.get("offload_parameters", "none") != "none",
-        "activation offload to the CPU": values.get("offload_activations"),
+        "optimizer offload to drives (estimated as to the host)":
+            values.get("offload_optimizer") == "nvme",
+        "parameter offload to drives (estimated as to the host)":
+            values.get("offload_parameters") == "nvme",
         f"optimizer {values.get('optimizer')}":
             "adam" not in values.get("optimizer", "adam").lower(),
     }  # fmt: skip

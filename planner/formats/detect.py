@@ -42,10 +42,12 @@ _SCRIPTS = {".sh", ".bash", ".sbatch", ".slurm", ".args", ".txt", ""}
 # settings that only this format's YAML holds, most telling first
 _YAML = (
     ("nanotron", re.compile(r"^\s*\"?tokens\"?\s*:|batch_accumulation_per_replica", re.M)),
-    ("accelerate", re.compile(r"^(compute_environment|distributed_type|fsdp_config|"
+    ("accelerate", re.compile(r"^(compute_environment|distributed_type|"
                               r"parallelism_config|deepspeed_config):", re.M)),
     ("nemo", re.compile(r"tensor_model_parallel_size|--tensor-model-parallel-size|"
                         r"pipeline_model_parallel_size|expert_model_parallel_size")),
+    # a file that only changes what it inherits
+    ("nemo", re.compile(r"^defaults:\s*(- )?[\"']?\S+\.ya?ml\b", re.M)),
 )  # fmt: skip
 _DEEPSPEED = re.compile(
     r'"(zero_optimization|train_batch_size|train_micro_batch_size_per_gpu|'

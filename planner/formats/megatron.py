@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from planner.errors import SpecError
 from planner.formats.launch_line import Launch, find_launch
 from planner.formats.megatron_flags import FLAGS, is_neutral
+from planner.formats.megatron_offload import read_offload
 from planner.formats.pipeline_layout import end_stages, read_expert_layers, read_stages
 from planner.formats.setup import Reading, Setup, sort_settings
 from planner.formats.shell_values import open_names
-from planner.layout.layout import Recompute
+from planner.layout.layout import Layout, Recompute
 from planner.layout.rule import divisor
 from planner.spec.job import SoftwareSpec
 from planner.spec.model import MLASpec, ModelSpec, MoESpec
@@ -80,6 +81,11 @@ def setup_of(
     stages = _stages(values, degrees, reading, path)
     model, missing = _model(path, values, reading)
     _silent(values, degrees, reading)
+    parallel = bool(values.get("sequence_parallel")) and degrees["tp"] > 1
+    layout = Layout(**degrees, sequence_parallel=parallel)
+    software = _software(values)
+    offload, lost = read_offload(values, model, layout, software)
+    reading.unpriced += lost
     _unpriced(values, reading)
     connections = launch.exports.get("CUDA_DEVICE_MAX_CONNECTIONS", "")
     fsdp = values.get("megatron_fsdp") or values.get("torch_fsdp2")
@@ -90,13 +96,13 @@ def setup_of(
         )
     options = values | {"CUDA_DEVICE_MAX_CONNECTIONS": connections}
     return Setup(
-        framework="megatron", path=str(path), software=_software(values), model=model,
+        framework="megatron", path=str(path), software=software, model=model,
         micro_batch=values.get("micro_batch"), global_batch=values.get("global_batch"),
         seq_len=values.get("seq_len"), precision=_precision(values),
-        sequence_parallel=bool(values.get("sequence_parallel")) and degrees["tp"] > 1,
+        sequence_parallel=parallel,
         zero=_zero(values), replicas=values.get("instances", 1), stages=stages,
         open_fields=missing, gpus=launch.gpus, options=options, **degrees,
-        **_recompute(values, degrees), **reading.lists(),
+        **_recompute(values, degrees), **offload, **reading.lists(),
     )  # fmt: skip
 
 
@@ -344,8 +350,6 @@ def _unpriced(values: Mapping[str, Any], reading: Reading) -> None:
     """Collect what is understood but missing in the estimate."""
     modules = set(values.get("recompute_modules", "").split()) - {"core_attn"}
     cases = {
-        "the optimizer's share on the CPU": values.get("optimizer_offload"),
-        "offloaded activations": values.get("fine_offload") or values.get("offload_layers"),
         f"recompute of {', '.join(sorted(modules))}": modules,
         "states in lower precision": values.get("precise"),
         "dropped tokens (capacity factor)": values.get("capacity"),

@@ -112,6 +112,9 @@ FLAGS: dict[str, Meaning] = {
     "--distribute-saved-activations": Meaning("distribute_saved", switch, "saved inputs split"),
     "--cpu-offloading-num-layers": Meaning("offload_layers", whole, "activations offloaded of"),
     "--fine-grained-activation-offloading": Meaning("fine_offload", switch, "activation offload"),
+    "--activation-offload-fraction": Meaning(
+        "activation_offload_fraction", number, "share of the modules offloaded"
+    ),
     "--offload-modules": Meaning("offload_modules", text_of, "offloaded modules"),
     "--optimizer-cpu-offload": Meaning("optimizer_offload", switch, "optimizer on the CPU"),
     "--optimizer-offload-fraction": Meaning("offload_fraction", number, "share offloaded"),

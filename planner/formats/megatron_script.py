@@ -6,9 +6,10 @@ Every value is quoted for the shell; what a person named never reaches it as any
 import shlex
 from string import Template
 
+from planner.formats.megatron_offload import activation_problems, offloaded_layers
 from planner.formats.methods import method_problems
 from planner.formats.pipeline_layout import write_expert_layers, write_stages
-from planner.formats.unsupported import offloaded, rank_order, refuse, second_shards
+from planner.formats.unsupported import rank_order, refuse, second_shards
 from planner.formats.work import Work
 from planner.layout.layout import Recompute
 from planner.layout.rule import Facts, broken, facts_of
@@ -52,7 +53,7 @@ def megatron_problems_of(work: Work) -> list[str]:
     problems = (
         broken(RULES, facts)
         + rank_order(work, "Megatron-LM")
-        + offloaded(work, "Megatron-LM")
+        + activation_problems(work)
         + second_shards(work, "Megatron-LM")
     )
     if job.precision not in _NUMBERS:
@@ -167,6 +168,8 @@ def _layout(work: Work) -> list[str]:
         words += ["--optimizer-cpu-offload", "--use-precision-aware-optimizer"]
         words += ["--optimizer-offload-fraction", f"{layout.offload_optimizer:g}"]
         words.append("--overlap-cpu-optimizer-d2h-h2d")
+    if layers := offloaded_layers(work):
+        words += ["--cpu-offloading-num-layers", str(layers)]
     if layout.shard.optimizer > 1:
         copies = layout.dp * layout.cp // layout.shard.optimizer
         if copies > 1:

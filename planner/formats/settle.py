@@ -65,7 +65,9 @@ def settle(setup: Setup, model: ModelSpec | None = None, gpus: int | None = None
     shard = _shard(setup, dp * setup.cp)
     layout = Layout(
         setup.tp, setup.cp, setup.pp, setup.vpp, dp, setup.ep, setup.etp, micro or 1,
-        setup.sequence_parallel, shard, setup.recompute,
+        setup.sequence_parallel, shard, setup.recompute, setup.schedule,
+        offload_optimizer=setup.offload_optimizer, offload_weights=setup.offload_weights,
+        offload=setup.offload,
     )  # fmt: skip
     facts = facts_of(chosen, None, layout)
     facts |= {"world": world, "micro_batch": micro, "global_batch": batch or 0}

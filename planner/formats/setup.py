@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.layout.layout import Recompute
+from planner.layout.layout import Offload, Recompute
 from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
+
+_STAYS = Offload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Setup:
     ``zero`` is the ZeRO stage over groups of ``shard_ranks`` (None: all ranks that hold the same
     layers, divided into ``replicas`` groups). ``accumulation`` counts micro-batches of one rank in
     one step. ``stages`` are the layers of each (virtual) stage where the file writes them out,
-    ``recompute_layers`` those recomputed in full of each. ``problems`` are broken rules of the
+    ``recompute_layers`` those recomputed in full of each. ``schedule`` and the
+    ``offload`` fields are those of ``Layout``. ``problems`` are broken rules of the
     framework that show already, ``silent`` settings that do nothing, ``assumed`` what the file
     does not say, ``unpriced`` what is understood but not in the estimate. ``options`` are switches
     that the framework's rules ask about.
@@ -54,6 +57,10 @@ class Setup:
     recompute: Recompute = Recompute.NONE
     recompute_layers: int | None = None
     stages: tuple[int, ...] = ()
+    schedule: str = ""
+    offload_optimizer: float = 0.0
+    offload_weights: bool = False
+    offload: Offload = _STAYS
     gpus: int | None = None
     open_fields: tuple[str, ...] = ()
     understood: tuple[Knob, ...] = ()
@@ -68,11 +75,15 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What one setting is: the reader's name for it, its type, and the words for a person."""
+    """What one setting is: the reader's name for it, its type, and the words for a person.
+
+    ``has_none``: "none" is one of its values; elsewhere it leaves a setting open.
+    """
 
     name: str
     kind: Callable[[Any], Any]
     words: str
+    has_none: bool = False
 
 
 @dataclass(slots=True)
@@ -142,7 +153,8 @@ def sort_settings(
             known = reading.neutral if is_neutral(name) else reading.unknown
             known.append(Knob(name, shown))
             continue
-        if value is None or str(value).lower() in ("auto", "none", "null"):
+        is_open = ("auto", "null") if meaning.has_none else ("auto", "null", "none")
+        if value is None or str(value).lower() in is_open:
             reading.neutral.append(Knob(name, shown, f"{meaning.words}: left open"))
             continue
         try:

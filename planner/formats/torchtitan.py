@@ -21,6 +21,8 @@ from planner.spec.model import ModelSpec
 from planner.spec.software import TORCHTITAN, TORCHTITAN_COMPILED
 
 _P = "parallelism."
+# torch's names of schedules -> the planner's, where they differ from 1F1B and interleaved 1F1B
+SCHEDULES = {"GPipe": "gpipe", "ZBVZeroBubble": "zb_v", "DualPipeV": "dualpipe_v"}
 SETTINGS: dict[str, Meaning] = {
     "model.name": Meaning("family", text_of, "model"),
     "model.flavor": Meaning("flavor", text_of, "size"),
@@ -60,7 +62,7 @@ SETTINGS: dict[str, Meaning] = {
     f"{_P}module_fqns_per_model_part": Meaning("parts", lambda value: value, "stages"),
     f"{_P}expert_parallel_degree": Meaning("ep", whole, "ep"),
     f"{_P}expert_tensor_parallel_degree": Meaning("etp", whole, "etp"),
-    "activation_checkpoint.mode": Meaning("recompute_mode", text_of, "recompute"),
+    "activation_checkpoint.mode": Meaning("recompute_mode", text_of, "recompute", True),
     "activation_checkpoint.selective_ac_option": Meaning("selective", text_of, "recompute every"),
     "compile.enable": Meaning("compile", switch, "torch.compile"),
     "training.compile": Meaning("compile", switch, "torch.compile"),
@@ -161,7 +163,10 @@ def _setup(path: Path, reading: Reading, gpus: int | None) -> Setup:
         global_batch=batch if batch and batch > 0 else None, seq_len=seq_len,
         precision=_precision(values), sequence_parallel=values.get("sequence_parallel", True)
         and tp > 1, zero=_zero(values, pp, cp), replicas=max(1, copies), recompute=kind,
-        recompute_layers=layers, stages=stages, gpus=gpus, options=options, **reading.lists(),
+        recompute_layers=layers, stages=stages, gpus=gpus, options=options,
+        schedule=SCHEDULES.get(values.get("schedule", ""), "") if pp > 1 else "",
+        offload_optimizer=float(bool(values.get("offload"))),
+        offload_weights=bool(values.get("offload")) and pp == 1, **reading.lists(),
     )  # fmt: skip
 
 
@@ -280,10 +285,9 @@ def _silent(values: Mapping[str, Any], reading: Reading) -> None:
     reading.silent += [sentence for sentence, holds in cases.items() if holds]
     schedule = values.get("schedule", "1F1B")
     unpriced = {
-        "optimizer and weights offload to the CPU": values.get("offload"),
         "recompute by memory budget": values.get("recompute_mode") == "memory_budget",
         f"schedule {schedule} (estimated as 1F1B)": pp > 1
-        and schedule not in ("1F1B", "Interleaved1F1B"),
+        and schedule not in ("1F1B", "Interleaved1F1B", *SCHEDULES),
         "tensor-parallel overlap": values.get("async_tp") and tp > 1,
     }
     reading.unpriced += [what for what, present in unpriced.items() if present]

@@ -38,7 +38,9 @@ def save(job: Job, directory: Path, step: int) -> Path:
     """Write the state after ``step``; return its directory. Collective."""
     target = step_directory(directory, step)
     if dist.get_rank() == 0:
-        write_job(target, job_facts(job.plan, job.options.seed, job.options.optimizer))
+        options = job.options
+        facts = job_facts(job.plan, options.seed, options.optimizer, options.data)
+        write_job(target, facts)
     dist.barrier()
     save_tensors(_tensors(job, loading=False), storage_writer=FileSystemWriter(target))
     return target

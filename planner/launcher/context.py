@@ -3,7 +3,7 @@
 A sequence is cut into twice as many chunks as there are ranks; rank ``r`` holds chunk ``r`` and the
 ``r``-th from the end, so the long and the short rows of the causal triangle fall together (the
 zig-zag order of Llama 3, arXiv 2407.21783, 3.3.2). Keys and values are gathered before attention,
-and again in the backward pass.
+and again in the backward pass; or they go round a ring, or heads are exchanged for tokens.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
+
+from .ring import ring_attention
+from .ulysses import own_part, whole_sequence
 
 _SEQUENCE = 1  # dimension of [batch, seq, heads, head_dim]
 _View = tuple[int, torch.Size, tuple[int, ...], int]  # of which tensor, then as_strided's
@@ -43,6 +46,7 @@ class _Gather(torch.autograd.Function):
 class Context:
     """Where a rank stands in its context-parallel group; by default alone with whole sequences.
 
+    ``exchange`` is all_gather, ring or all_to_all, as in ``job.software.context_exchange``.
     ``gathers_again``: the backward pass gathers keys and values once more instead of keeping them.
     """
 
@@ -50,6 +54,7 @@ class Context:
     rank: int = 0
     group: dist.ProcessGroup | None = None
     gathers_again: bool = True
+    exchange: str = "all_gather"
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -156,6 +161,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tenso
     """
     if context.ranks == 1:
         return causal(query, key, value)
+    if context.exchange == "ring" and context.group is not None:
+        return ring_attention(query, key, value, context.group)
+    if context.exchange == "all_to_all" and context.group is not None:
+        whole = (whole_sequence(part, context.group) for part in (query, key, value))
+        return own_part(causal(*whole), context.group)
     size = query.shape[_SEQUENCE] // 2
     whole_key, whole_value = wholes = context.whole(key), context.whole(value)
     again = context.gathers_again

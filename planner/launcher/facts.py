@@ -50,6 +50,7 @@ class Facts:
     offload_weights: bool = False
     delayed_update: bool = False
     shard_secondary: int = 0
+    context_exchange: str = "all_gather"
 
     @property
     def micro_batches(self) -> int:

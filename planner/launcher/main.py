@@ -8,11 +8,17 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .learning_rate import CURVES, LearningRate
 from .plan_file import PlanError, PlanFile, read_plan
 from .preflight import plan_problems, world_problems
 from .rules import OPTIMIZERS
-from .saved import job_facts, resume_problems
+from .saved import file_problems, job_facts, resume_problems
+
+if TYPE_CHECKING:
+    from .runtime import Process
+    from .train import Options
 
 _GRACE_S = 5.0
 
@@ -20,13 +26,20 @@ _GRACE_S = 5.0
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
-        description="Train the model of a plan on synthetic tokens, in the plan's layout.",
+        description="Train the model of a plan, in the plan's layout.",
     )
     parser.add_argument("plan", type=Path, help="plan.json")
     parser.add_argument("--backend", choices=("auto", "nccl", "gloo"), default="auto",
                         help="gloo runs on CPUs; auto takes nccl where CUDA is")  # fmt: skip
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--data", type=Path, metavar="FILE",
+                        help="of token numbers; default: synthetic tokens")  # fmt: skip
+    parser.add_argument("--token-bytes", type=int, choices=(2, 4), default=2,
+                        help="of one token in --data")  # fmt: skip
+    parser.add_argument("--lr", type=float, default=1e-3, help="after the warm-up")
+    parser.add_argument("--lr-curve", choices=CURVES, default="constant", help="after the warm-up")
+    parser.add_argument("--warmup", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--least-lr", type=float, default=0.0, help="at the end of the curve")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, help="default: the plan's")
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto",
                         help="of the products; masters are fp32; auto: bf16 on CUDA")  # fmt: skip
@@ -44,8 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _rate(arguments: argparse.Namespace) -> LearningRate:
+    return LearningRate(arguments.lr, arguments.lr_curve, arguments.warmup, arguments.least_lr,
+                        arguments.steps)  # fmt: skip
+
+
 def _problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
-    found = plan_problems(plan)
+    found = plan_problems(plan) + _rate(arguments).problems()
+    if arguments.data is not None:
+        found += file_problems(arguments.data, arguments.token_bytes, plan.seq_len)
     if arguments.steps < 1:
         found.append(f"--steps {arguments.steps} must be at least 1")
     if arguments.save_every < 0:
@@ -53,7 +73,8 @@ def _problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
     if arguments.save_every > 0 and arguments.checkpoint is None:
         found.append(f"--save-every {arguments.save_every} needs --checkpoint DIR")
     if arguments.checkpoint is not None:
-        facts = job_facts(plan, arguments.seed, arguments.optimizer or plan.optimizer)
+        optimizer = arguments.optimizer or plan.optimizer
+        facts = job_facts(plan, arguments.seed, optimizer, arguments.data)
         found += resume_problems(arguments.checkpoint, facts)
     if arguments.check:
         return found
@@ -79,8 +100,8 @@ def _train(plan: PlanFile, arguments: argparse.Namespace) -> None:
     """Run the steps; torch is imported here, after all checks."""
     import torch
 
-    from . import log, runtime, session
-    from .train import Job, Options
+    from . import runtime
+    from .train import Options
 
     nccl = arguments.backend == "nccl"
     if arguments.backend == "auto":
@@ -88,15 +109,31 @@ def _train(plan: PlanFile, arguments: argparse.Namespace) -> None:
     bf16 = nccl if arguments.dtype == "auto" else arguments.dtype == "bf16"
     options = Options(
         steps=arguments.steps,
-        lr=arguments.lr,
+        lr=_rate(arguments),
         optimizer=arguments.optimizer or plan.optimizer,
         dtype=torch.bfloat16 if bf16 else torch.float32,
         seed=arguments.seed,
         clip=arguments.clip,
+        data=arguments.data,
+        token_bytes=arguments.token_bytes,
         offload_directory=arguments.offload_directory,
     )
     process = runtime.start(plan.rank_map, "nccl" if nccl else "gloo", arguments.timeout_s)
+    with runtime.named(process):
+        _run(plan, arguments, options, process)
+    runtime.finish()
+
+
+def _run(
+    plan: PlanFile, arguments: argparse.Namespace, options: "Options", process: "Process"
+) -> None:
+    import torch
+
+    from . import log, runtime, session
+    from .train import Job
+
     report = log.Log(arguments.log, process.speaks)
+    nccl = process.device.type == "cuda"
     device = torch.cuda.get_device_name(process.device) if nccl else "CPU (gloo)"
     if arguments.checkpoint is None:
         session.run(Job(plan, options, process.device), report, device)
@@ -104,7 +141,6 @@ def _train(plan: PlanFile, arguments: argparse.Namespace) -> None:
         job = Job(plan, options, process.device, stop=runtime.watch_for_stop())
         saving = session.Saving(arguments.checkpoint, arguments.save_every)
         session.run(job, report, device, saving)
-    runtime.finish()
 
 
 def main(argv: list[str] | None = None) -> int:

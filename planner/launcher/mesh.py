@@ -61,12 +61,13 @@ def expert_data_mesh(grid: Grid) -> DeviceMesh:
     return _sharding(grid.expert_mesh)
 
 
-def _context(layout: LayoutConfig, device: torch.device) -> Context:
+def _context(layout: LayoutConfig, exchange: str, device: torch.device) -> Context:
     if layout.cp == 1:
         return Context()
     sizes, names = (layout.pp, layout.dp, layout.cp, layout.tp), ("pp", "dp", "cp", "tp")
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
-    return Context(layout.cp, mesh.get_local_rank("cp"), mesh.get_group("cp"))
+    group = mesh.get_group("cp")
+    return Context(layout.cp, mesh.get_local_rank("cp"), group, exchange=exchange)
 
 
 def _expert_mesh(layout: LayoutConfig, device: torch.device) -> DeviceMesh:
@@ -102,7 +103,7 @@ def build_grid(plan: PlanFile, device: torch.device) -> Grid:
         mesh=mesh,
         expert_mesh=_expert_mesh(layout, device) if experts else None,
         expert_group=_expert_group(layout, device) if experts else None,
-        context=_context(layout, device),
+        context=_context(layout, plan.context_exchange, device),
         pp=layout.pp,
         dp=layout.dp,
         tp=layout.tp,

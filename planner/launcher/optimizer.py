@@ -30,6 +30,12 @@ def build_optimizer(name: str, parameters: list[nn.Parameter], lr: float) -> tor
     return torch.optim.AdamW(groups, lr=lr, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True)
 
 
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let the next step use the learning rate ``lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
 def start_moments(optimizer: torch.optim.Optimizer, step: int) -> None:
     """Give AdamW the state it has after ``step`` steps, all zeros, to be filled from a file."""
     if not isinstance(optimizer, torch.optim.AdamW):

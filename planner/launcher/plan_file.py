@@ -157,6 +157,7 @@ class PlanFile:
     gpu: str
     optimizer: str = "adamw"
     lora_rank: int = 0
+    context_exchange: str = "all_gather"
 
     @property
     def micro_batches(self) -> int:
@@ -262,6 +263,7 @@ def parse_plan(document: object) -> PlanFile:
         "gpu": reader.value("cluster.gpu.name", str, ""),
         "optimizer": reader.value("job.optimizer", str, "adamw"),
         "lora_rank": reader.value("job.lora_rank", int, 0),
+        "context_exchange": reader.value("job.software.context_exchange", str, "all_gather"),
     }
     if reader.problems or model is None or layout is None:
         raise PlanError(reader.problems)

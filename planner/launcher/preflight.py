@@ -48,6 +48,7 @@ def facts(plan: PlanFile) -> Facts:
         offload_weights=layout.offload_weights,
         delayed_update=layout.delayed_update,
         shard_secondary=layout.shard_secondary,
+        context_exchange=plan.context_exchange,
     )
 
 

@@ -6,6 +6,7 @@ collective, where a violation would abort or hang instead of raising.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import gcd
 
 from .facts import Facts
 
@@ -104,6 +105,11 @@ def _divided(number: int, what: str, degree: int, knob: str) -> str:
     return f"{knob}={degree} does not divide {what}={number}; try {knob} {tried}"
 
 
+def _shared_heads(f: Facts) -> int:
+    """Return the heads that keys and values have where they are exchanged."""
+    return gcd(f.heads, f.kv_heads)
+
+
 def _shard_pp(f: Facts) -> str:
     return (
         f"pp={f.pp} with shard_weights={f.shard_weights}, shard_gradients={f.shard_gradients}: "
@@ -112,6 +118,7 @@ def _shard_pp(f: Facts) -> str:
     )
 
 
+EXCHANGES = ("all_gather", "ring", "all_to_all")
 V_SHAPED = ("zb_v", "dualpipe_v")  # two chunks per rank, split backward passes
 _NEVER = "not executed by this version of the launcher"
 _PIPELINING = "torch/distributed/pipelining/schedules.py"
@@ -346,6 +353,20 @@ RULES: tuple[Rule, ...] = (
         ),
         lambda f: f"shard_secondary={f.shard_secondary} must divide "
         f"shard_weights={f.shard_weights} and lie below it; 0 for no second copy",
+    ),
+    Rule(
+        "L42", f"{_OWN}.context",
+        lambda f: f.cp > 1 and f.context_exchange not in EXCHANGES,
+        lambda f: f"context_exchange={f.context_exchange!r} is {_NEVER}; try "
+        f"{', '.join(EXCHANGES)}",
+    ),
+    Rule(
+        "L43", f"{_OWN}.ulysses: a rank of cp computes whole heads",
+        lambda f: f.cp > 1 and f.context_exchange == "all_to_all"
+        and _shared_heads(f) % (f.tp * f.cp) > 0,
+        lambda f: f"context_exchange all_to_all: tp*cp={f.tp * f.cp} does not divide the "
+        f"{_shared_heads(f)} key/value heads; try cp "
+        f"{near(f.cp, lambda n: _shared_heads(f) % (f.tp * n) == 0, f.cp)}, ring or all_gather",
     ),
 )  # fmt: skip
 

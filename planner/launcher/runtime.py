@@ -2,10 +2,12 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
@@ -68,6 +70,21 @@ def start(rank_map: tuple[int, ...], backend: str, timeout_s: float) -> Process:
         device_id=device if backend == "nccl" else None,
     )
     return Process(slot=slot, rank=dist.get_rank(), device=device)
+
+
+@contextmanager
+def named(process: Process) -> Iterator[None]:
+    """Name the rank before the traceback of what it raises; torchrun then ends all the others."""
+    try:
+        yield
+    except Exception:
+        print(
+            f"error: rank {process.rank} (slot {process.slot}, {socket.gethostname()}, "
+            f"{process.device}) failed:",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise
 
 
 def watch_for_stop() -> Callable[[], bool]:

@@ -30,9 +30,31 @@ def saved_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def job_facts(plan: PlanFile, seed: int, optimizer: str) -> dict[str, Any]:
+def file_problems(path: Path, token_bytes: int, seq_len: int) -> list[str]:
+    """Return why ``path`` cannot be read as tokens for sequences of ``seq_len``; reads no token."""
+    if not path.is_file():
+        return [f"--data {path}: is no file; name a file of tokens"]
+    size = path.stat().st_size
+    if size % token_bytes:
+        return [
+            f"--data {path}: {size} bytes are no whole number of tokens of {token_bytes} bytes; "
+            f"try --token-bytes {6 - token_bytes}"
+        ]
+    if size // token_bytes <= seq_len:
+        return [
+            f"--data {path}: holds {size // token_bytes} tokens, a sequence and its last target "
+            f"take {seq_len + 1}"
+        ]
+    return []
+
+
+def job_facts(
+    plan: PlanFile, seed: int, optimizer: str, data: Path | None = None
+) -> dict[str, Any]:
     """Return what must stay the same over a job; the layout may change."""
-    same = {"global_batch": plan.global_batch, "seq_len": plan.seq_len}
+    same: dict[str, Any] = {"global_batch": plan.global_batch, "seq_len": plan.seq_len}
+    if data is not None:
+        same["data_bytes"] = data.stat().st_size if data.is_file() else 0  # it may be moved
     facts = asdict(plan.model) | same | {"seed": seed, "optimizer": optimizer}
     return dict(json.loads(json.dumps(facts)))  # tuples become lists, as in the file
 

@@ -10,18 +10,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .data import rows
+from .learning_rate import LearningRate
 from .loss import cross_entropy
 from .mesh import Grid, build_grid
 from .model import Decoder
 from .offload import LEAST_BYTES, Offloader
-from .optimizer import build_optimizer, clip_gradients, gradient_norm
+from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rate
 from .parallel import expert_parameters, scale_expert_gradients, shard_data, split_experts
 from .places import place_for
 from .plan_file import PlanFile
 from .runner import Loop, Loss, Pipeline, Runner, stages_of_rank
 from .tensor_parallel import split_tensors
 from .tied import TiedCopies
+from .token_file import TokenFile
 from .weights import initialise
+
+_RATE = LearningRate()
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class Options:
     """What the command line decides and the plan does not."""
 
     steps: int = 10
-    lr: float = 1e-3
+    lr: LearningRate = _RATE
     optimizer: str = "adamw"
     dtype: torch.dtype = torch.float32
     seed: int = 0
     clip: float = 0.0
+    data: Path | None = None
+    token_bytes: int = 2
     offload_directory: Path | None = None
     least_offload_bytes: int = LEAST_BYTES
 
@@ -100,7 +106,8 @@ class Job:
         self.named_parameters = {n: p for s in self.stages for n, p in s.named_parameters()}
         self.parameters = list(self.named_parameters.values())
         self.experts = [p for stage in self.stages for p in expert_parameters(stage)]
-        self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr)
+        self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr.peak)
+        self.file = self._file()
 
     def _offloader(self) -> Offloader | None:
         """Let the plan's fraction of saved activations wait elsewhere; None where nothing does."""
@@ -114,6 +121,13 @@ class Job:
             stage.give_away(offloader)
         return offloader
 
+    def _file(self) -> TokenFile | None:
+        options, plan = self.options, self.plan
+        if options.data is None:
+            return None
+        sizes = (options.token_bytes, plan.seq_len, plan.model.vocab)
+        return TokenFile(options.data, *sizes, options.seed)
+
     def _runner(self, stages: dict[int, Decoder]) -> Runner:
         loss = _loss(self.plan, self.grid)
         if self.grid.pp == 1:
@@ -125,7 +139,10 @@ class Job:
         plan = self.plan
         count = plan.global_batch // plan.layout.dp
         first = self.grid.dp_rank * count
-        batch = rows(first, count, number, self.options.seed, plan.seq_len, plan.model.vocab)
+        if self.file is not None:
+            batch = self.file.rows((number - 1) * plan.global_batch + first, count)
+        else:
+            batch = rows(first, count, number, self.options.seed, plan.seq_len, plan.model.vocab)
         places = self.grid.context.positions(plan.seq_len // plan.layout.cp)
         return batch[:, places], batch[:, places + 1]
 
@@ -152,6 +169,7 @@ class Job:
 
     def step(self, number: int) -> Step:
         """Run one optimizer step; the batch is made before the clock starts."""
+        set_rate(self.optimizer, self.options.lr.at(number))
         tokens, targets = self._batch(number)
         self._wait()
         begin = time.perf_counter()

@@ -99,8 +99,16 @@ def _moe_overlap(f: Facts) -> list[str]:
     return [name for name, is_wrong in wrong.items() if is_wrong]
 
 
+def _option(f: Facts, name: str) -> int:
+    return int(str(f.options.get(name) or 0))
+
+
+def _modules(f: Facts) -> set[str]:
+    return set(str(f.options.get("offload_modules", "")).replace(",", " ").split())
+
+
 def _not_offloaded(f: Facts) -> set[str]:
-    return set(str(f.options.get("offload_modules", "")).replace(",", " ").split()) - OFFLOADED
+    return _modules(f) - OFFLOADED
 
 
 def _ramp(f: Facts) -> tuple[int, int]:
@@ -193,6 +201,23 @@ RULES: tuple[Rule, ...] = (
     Rule("M18", _READ, _CONFIG, lambda f: bool(_not_offloaded(f)),
          lambda f: f"--offload-modules: {', '.join(sorted(_not_offloaded(f)))} cannot be "
          f"offloaded; use {', '.join(sorted(OFFLOADED))}"),
+    Rule("M17b", _BOTH, _CONFIG, lambda f: _option(f, "offload_layers") >= f.layers > 0,
+         lambda f: f"--cpu-offloading-num-layers {_option(f, 'offload_layers')} must be below "
+         f"layers={f.layers}; try {f.layers - 1}"),
+    Rule("M18b", _READ, _CONFIG,
+         lambda f: f.on("fine_offload") and not f.on("offload_modules"),
+         lambda f: "--fine-grained-activation-offloading needs --offload-modules; try core_attn"),
+    Rule("M18c", _READ, _CONFIG,
+         lambda f: "attn_proj" in _modules(f) and "core_attn" not in _modules(f),
+         lambda f: "--offload-modules attn_proj needs core_attn beside it; add core_attn"),
+    Rule("M18d", _READ, _CONFIG,
+         lambda f: "fused_group_mlp" in _modules(f)
+         and bool(_modules(f) & {"expert_fc1", "moe_act"}),
+         lambda f: "--offload-modules fused_group_mlp holds expert_fc1 and moe_act; remove those"),
+    Rule("M18e", _READ, _CONFIG,
+         lambda f: f.on("fine_offload") and _option(f, "offload_layers") > 0,
+         lambda f: "--fine-grained-activation-offloading excludes --cpu-offloading-num-layers; "
+         "remove one"),
     Rule("M19", _BOTH, _ARGUMENTS, lambda f: f.on("optimizer_offload") and not f.on("precise"),
          lambda f: "--optimizer-cpu-offload needs --use-precision-aware-optimizer; add it"),
     Rule("M20", _BOTH, _ARGUMENTS,

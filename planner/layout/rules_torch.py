@@ -56,5 +56,6 @@ def torch_target_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> lis
         offload_weights=layout.offload_weights,
         delayed_update=layout.delayed_update,
         shard_secondary=shard.secondary,
+        context_exchange=job.software.context_exchange,
     )
     return broken_rules(facts)

@@ -110,13 +110,29 @@ def test_verdicts(script: Path, old: str, new: str, code: int, verdict: str) -> 
 
 def test_an_estimate_that_leaves_savings_out_decides_nothing(script: Path) -> None:
     text = SCRIPT.replace("--num-layers 32", "--num-layers 320")
-    offload = "--bf16 --optimizer-cpu-offload --use-precision-aware-optimizer"
+    offload = "--bf16 --use-precision-aware-optimizer"
     script.write_text(text.replace("--bf16", offload))
 
     code, found = answer(script, *CLUSTER.split())
 
     assert code == 3
-    assert "leaves out the optimizer's share on the CPU" in found["details"][-1]
+    assert "leaves out states in lower precision" in found["details"][-1]
+
+
+def test_an_optimizer_on_the_host_is_in_the_estimate(script: Path) -> None:
+    asked = CLUSTER.split()
+    _, before = answer(script, *asked)
+    script.write_text(
+        SCRIPT.replace(
+            "--bf16",
+            "--bf16 --use-distributed-optimizer "
+            "--use-precision-aware-optimizer --optimizer-cpu-offload",
+        )
+    )
+
+    _, found = answer(script, *asked)
+
+    assert "offload-optimizer" in found["verdict"] + before["verdict"]
 
 
 def test_all_rules_at_once(script: Path) -> None:

@@ -68,12 +68,13 @@ def random_plans(
     uneven: bool = False,
     partial: bool = False,
     precisions: Sequence[str] = ("bf16",),
+    seed: int = 12,
 ) -> Iterator[Plan]:
-    """Yield ``count`` plans, the same ones at every call.
+    """Yield ``count`` plans, the same ones at every call with a ``seed``.
 
     ``uneven``: stages of any layers; ``partial``: the first layers of each stage recomputed.
     """
-    rng = random.Random(12)
+    rng = random.Random(seed)
     for _ in range(count):
         name, nodes, batch = rng.choice(names), rng.choice([1, 2, 4]), rng.choice([32, 96])
         found = _space(name, nodes, batch, problems)

@@ -9,6 +9,8 @@ from planner.formats.megatron import settings_of, setup_of
 from planner.formats.megatron_script import megatron_arguments
 from planner.formats.settle import settle
 from planner.formats.work import work_of_plan
+from planner.layout.layout import Layout
+from planner.layout.ranks import groups
 from tests.formats.oracles import HERE, ask
 from tests.formats.test_megatron import WRITABLE
 
@@ -51,7 +53,7 @@ def arguments(rng: random.Random) -> list[str]:
 
 def test_rules_agree_with_the_configuration_class() -> None:
     rng = random.Random(5)
-    questions = [arguments(rng) for _ in range(200)]
+    questions = [arguments(rng) for _ in range(1000)]
     answers = ask(SCRIPT, "megatron.core", questions)
     launch = Launch((), None, {}, (), ())
 
@@ -64,4 +66,29 @@ def test_rules_agree_with_the_configuration_class() -> None:
             differ.append((words, found, answer["error"]))
     refused = sum(bool(answer["error"]) for answer in answers)
     assert differ == []
-    assert 50 < refused < 180
+    assert 300 < refused < 900
+
+
+def grids(rng: random.Random, count: int) -> list[Layout]:
+    """Return layouts of 64 ranks, both grids folded over the same ranks of a stage."""
+    found: list[Layout] = []
+    while len(found) < count:
+        tp, cp, pp, ep, etp = (rng.choice([1, 2, 4, 8]) for _ in range(5))
+        if 64 % (tp * cp * pp) == 0 == 64 % (ep * etp * pp):
+            found.append(Layout(tp, cp, pp, dp=64 // (tp * cp * pp), ep=ep, etp=etp))
+    return found
+
+
+def test_ranks_stand_in_the_groups_of_megatron() -> None:
+    rng = random.Random(4)
+    layouts = grids(rng, 12)
+    ranks = [rng.sample(range(64), 3) for _ in layouts]
+    degrees = [[one.tp, one.cp, one.pp, one.ep, one.etp] for one in layouts]
+
+    answers = ask("oracle_groups.py", "megatron.core", list(zip(degrees, ranks, strict=True)))
+
+    for layout, own, answer in zip(layouts, ranks, answers, strict=True):
+        for rank, found in zip(own, answer, strict=True):
+            for axes, group in found.items():
+                expected = [one for one in groups(layout, axes.split()) if rank in one]
+                assert expected == [group], (layout, rank, axes)

@@ -43,17 +43,20 @@ def _titan_shards(layout: Layout) -> bool:
     return shard.optimizer % layout.cp == 0 and shard.optimizer >= layout.cp
 
 
+deepspeed_problems = obeys(
+    "deepspeed", lambda one: one.pp == one.etp == 1 and one.shard.optimizer in (1, one.dp * one.cp)
+)
+nanotron_problems = obeys(
+    "nanotron", lambda one: one.pp == 1 and one.shard.optimizer in (1, one.dp * one.cp)
+)
+torchtitan_problems = obeys("torchtitan", _titan_shards)
+
 DEEPSPEED = list(random_plans(
-    100, ["llama", "tied", "qwen", "gpt"],
-    obeys("deepspeed", lambda one: one.pp == one.etp == 1
-          and one.shard.optimizer in (1, one.dp * one.cp)), precisions=("bf16", "fp16"),
+    100, ["llama", "tied", "qwen", "gpt"], deepspeed_problems, precisions=("bf16", "fp16"),
 ))  # fmt: skip
-NANOTRON = list(random_plans(
-    100, ["llama"],
-    obeys("nanotron", lambda one: one.pp == 1 and one.shard.optimizer in (1, one.dp * one.cp)),
-))  # fmt: skip
+NANOTRON = list(random_plans(100, ["llama"], nanotron_problems))
 TORCHTITAN = list(random_plans(
-    100, ["llama-3-8b", "qwen3-30b-a3b"], obeys("torchtitan", _titan_shards), uneven=True,
+    100, ["llama-3-8b", "qwen3-30b-a3b"], torchtitan_problems, uneven=True,
     precisions=("bf16", "fp8", "mxfp8"),
 ))  # fmt: skip
 
@@ -106,7 +109,8 @@ def test_torchtitan_comes_back(plan: Plan, tmp_path: Path) -> None:
 
     same(found, work)
     assert found.model == load_model(work.model.name)
-    assert (found.layers, found.recompute) == (work.layers, work.recompute)
+    assert (found.layers, found.again) == (work.layers, work.again)
+    assert found.recompute == work.recompute
     assert found.job.seq_len == work.job.seq_len
 
 

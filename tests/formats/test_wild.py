@@ -90,8 +90,9 @@ FILES: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
     ("ds.json", '{"train_batch_size": "auto", "gradient_accumulation_steps ": 4,\n'
      '"train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 3,\n'
      '"offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": true}}',
-     {"zero": 3, "micro_batch": 2, "global_batch": None, "accumulation": 1},
-     {"silent": "has a blank in its name", "unpriced": "optimizer offload to cpu"}),
+     {"zero": 3, "micro_batch": 2, "global_batch": None, "accumulation": 1,
+      "offload_optimizer": 1.0, "offload_weights": False},
+     {"silent": "has a blank in its name"}),
     # comments in JSON, a misspelled setting at the top, an unknown one in ZeRO
     ("bad.json", '{\n  // micro\n  "train_micro_batch_size_per_gpu": 1,\n'
      '  "train_batch_sise": 64,\n  "zero_optimization": {"stage": 2, "stge": 1}\n}',
@@ -121,8 +122,9 @@ FILES: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
      "seq_len = 8192\n[parallelism]\npipeline_parallel_degree = 4\ntensor_parallel_degree = 8\n"
      'pipeline_parallel_schedule = "ZBVZeroBubble"\nfsdp_reshard_after_forward = "always"\n'
      '[activation_checkpoint]\nmode = "selective"\nselective_ac_option = "op"\n',
-     {"pp": 4, "vpp": 2, "micro_batch": 1, "accumulation": 8, "recompute": Recompute.SELECTIVE},
-     {"rules": "T11: schedule ZBVZeroBubble", "unpriced": "schedule ZBVZeroBubble"}),
+     {"pp": 4, "vpp": 2, "micro_batch": 1, "accumulation": 8, "recompute": Recompute.SELECTIVE,
+      "schedule": "zb_v"},
+     {"rules": "T11: schedule ZBVZeroBubble"}),
     # torchtitan flags of later versions
     ("titan.sh", "NGPU=8\ntorchrun --nproc_per_node=${NGPU} --nnodes 2 -m torchtitan.train "
      "--module llama3 --config llama3_8b --parallelism.tensor_parallel_degree 4 "
@@ -225,6 +227,32 @@ def test_other_files_are_not_taken_for_ours(name: str, tmp_path: Path) -> None:
     assert detect(file, text) is None
     with pytest.raises(SpecError, match="not recognised"):
         read_foreign(file)
+
+
+# files of trainers that are not read: refused by name, never taken for another format
+UNREAD = {
+    "neox.yml": '{\n  # 20B\n  "pipe_parallel_size": 4,\n  "model_parallel_size": 2,\n'
+    '  "zero_optimization": {"stage": 1,},\n  "train_micro_batch_size_per_gpu": 4,\n}\n',
+    "foundry.yaml": "variables:\n  max_seq_len: 4096\nfsdp_config:\n",
+    "axolotl.yaml": "base_model: x\ndp_shard_size: 2\ncontext_parallel_size: 2\n"
+    "tensor_parallel_size: 2\nmicro_batch_size: 1\n",
+    "arctic.yml": "type: sft\nmicro_batch_size: 1\nsequence_parallel_size: 32\n"
+    "deepspeed:\n  zero_optimization:\n    stage: 3\n",
+    "internevo.py": "parallel = dict(zero1=dict(size=-1), tensor=dict(size=2, mode='isp'))\n",
+    "registry.py": "def deepseek_v3_671b():\n    return Trainer.Config(parallelism=None)\n",
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_trainer_that_is_not_read_is_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(UNREAD[name])
+
+    with pytest.raises(SpecError) as refused:
+        read_foreign(file)
+
+    words = "dump its configuration" if name.endswith(".py") else "known are Megatron-LM arguments"
+    assert words in str(refused.value)
 
 
 # format, text: a broken file is bad input with a place, never a traceback

@@ -92,6 +92,8 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
         {"pp": 1, "shard_weights": 4, "shard_gradients": 4, "shard_secondary": 3},
         "shard_secondary=3 must divide shard_weights=4",
     ),
+    ("L42", {"context_exchange": "post", "cp": 2}, "try all_gather, ring, all_to_all"),
+    ("L43", {"context_exchange": "all_to_all", "cp": 4}, "tp*cp=8 does not divide the 4 key/value"),
     ("L41", {"shard_secondary": 2}, "shard_secondary=2 must divide shard_weights=1"),
     ("L24", {"shard_gradients": 4}, "pp=2 with shard_weights=1, shard_gradients=4"),
     ("L32", {"schedule": "zb_v", "vpp": 3}, "schedule zb_v has two chunks per rank, not 3"),

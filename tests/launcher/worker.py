@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.launcher import checkpoint, runtime
+from planner.launcher.learning_rate import LearningRate
 from planner.launcher.plan_file import parse_plan
 from planner.launcher.preflight import plan_problems
 from planner.launcher.train import Job, Options
@@ -41,7 +42,8 @@ class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     plan = parse_plan(case["plan"])
     assert plan_problems(plan) == []
-    chosen = case["options"] | {"dtype": getattr(torch, case["dtype"])}
+    rate = LearningRate(case["options"]["lr"])
+    chosen = case["options"] | {"dtype": getattr(torch, case["dtype"]), "lr": rate}
     if case["offload"]:
         chosen |= {"offload_directory": Path(case["offload"]), "least_offload_bytes": 256}
     options = Options(**chosen)
