@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from planner.cost.collectives import Group, collective_s
 from planner.cost.data_parallel import ParameterShares, between, shares
+from planner.cost.overlap import lost_share
 from planner.layout.layout import Layout
 from planner.layout.local import LocalParameters
 from planner.spec.cluster import ClusterSpec
@@ -47,6 +48,10 @@ class Exchange(NamedTuple):
         if self.group.domains == 1:
             return 0.0
         return bus_factor(self.kind, self.group.ranks) * self.message_bytes / self.group.inside
+
+    def lost(self, cluster: ClusterSpec) -> float:
+        """Seconds that compute loses for each second of the collective beside it."""
+        return lost_share(self.kind, self.message_bytes, self.group, cluster)
 
     def seconds(self, cluster: ClusterSpec) -> float:
         """Seconds of the collective, at the slowest link that it crosses, and of quantising."""

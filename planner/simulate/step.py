@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.compute import mean_peak
-from planner.cost.data_parallel import sync_s, tied_table_s, update_s
+from planner.cost.data_parallel import sync, tied_table_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import PassCost, Prices, Seconds
 from planner.cost.offload import host_update, link_bytes_per_s
+from planner.cost.overlap import beside_s
 from planner.cost.sharded import gradient_copies, layer_exchanges, weight_bytes, weight_refresh
 from planner.errors import LayoutError
 from planner.layout.layout import Layout, Recompute
@@ -121,12 +122,6 @@ class StepCosts:
         return [self.costs[stage] for stage in self.held[rank]]
 
 
-def _left_exposed(communication_s: float, compute_s: float, interference: float) -> float:
-    """Seconds that communication adds to compute it runs beside: the rest, and the slowdown."""
-    covered = min(communication_s, compute_s)
-    return communication_s - covered + interference * covered
-
-
 def _sharded_layer_s(
     cost: PassCost, prices: Prices, layout: Layout, moe_layer: bool
 ) -> tuple[float, float]:
@@ -144,16 +139,15 @@ def _sharded_layer_s(
     exchanges = layer_exchanges(local, layout, cluster, software)
     if prices.job.lora_rank:  # adapters' gradients are few
         exchanges = tuple(one for one in exchanges if one.tensor == "weights")
-    forward, backward = (
-        sum(exchange.seconds(cluster) for exchange in exchanges if exchange.phase == phase)
-        for phase in ("forward", "backward")
-    )
-    if not software.overlap_param_gather:
-        return forward, backward
-    return (
-        _left_exposed(forward, cost.forward.total, cluster.gpu.interference),
-        _left_exposed(backward, cost.backward.total, cluster.gpu.interference),
-    )
+    added = []
+    for phase, own in (("forward", cost.forward), ("backward", cost.backward)):
+        some = [one for one in exchanges if one.phase == phase]
+        seconds = sum(one.seconds(cluster) for one in some)
+        if software.overlap_param_gather and seconds:
+            lost_s = sum(one.seconds(cluster) * one.lost(cluster) for one in some)
+            seconds = beside_s(seconds, own.total, lost_s / seconds)
+        added.append(seconds)
+    return added[0], added[1]
 
 
 def _fetched_layer_s(
@@ -211,11 +205,11 @@ def _gradient_tail_s(
     """Seconds of gradient reduction after the last backward pass, which took ``last_s``."""
     software, cluster = prices.job.software, prices.cluster
     kind, parts, bytes_each = gradient_copies(local, layout, cluster, software)
-    total, last = sync_s(kind, parts, bytes_each, software.bucket_bytes, cluster)
+    found = sync(kind, parts, bytes_each, software.bucket_bytes, cluster)
     late = software.reduces_after_pipeline and layout.pp > 1
     if late or not software.overlap_grad_reduce:
-        return total
-    return last + _left_exposed(total - last, last_s, prices.cluster.gpu.interference)
+        return found.seconds
+    return found.one_s + beside_s(found.seconds - found.one_s, last_s, found.lost)
 
 
 def _weight_gather_s(
@@ -226,10 +220,10 @@ def _weight_gather_s(
     if parts is None:
         return 0.0
     bucket = software.gather_bucket_bytes
-    total, one = sync_s("all_gather", parts, weight_bytes(software), bucket, prices.cluster)
+    found = sync("all_gather", parts, weight_bytes(software), bucket, prices.cluster)
     if not software.overlap_param_gather:
-        return total
-    return one + _left_exposed(total - one, first_s, prices.cluster.gpu.interference)
+        return found.seconds
+    return found.one_s + beside_s(found.seconds - found.one_s, first_s, found.lost)
 
 
 def step_costs(
