@@ -28,6 +28,7 @@ from planner.model.operations import (
     head_operations,
     mlp_operations,
     moe_operations,
+    with_ordered_shards,
 )
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec, SoftwareSpec
@@ -162,6 +163,8 @@ class Prices:
             operations = unbalanced(operations, self.job.routing)
         if software.tp_overlap_chunks > 1:
             operations = in_chunks(operations, software.tp_overlap_chunks)
+        elif software.copies_sequence_shards and layout.micro_batch > 1:
+            operations = with_ordered_shards(operations)
         return with_adapters(operations, self.job), core
 
     def _price(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:

@@ -86,6 +86,21 @@ def layer_exchanges(
     return tuple(found)
 
 
+def copied_bytes(
+    local: LocalParameters, layout: Layout, software: SoftwareSpec
+) -> tuple[float, float]:
+    """Return the memory traffic of copies in the forward and the backward pass of a micro-batch.
+
+    FSDP2 copies what it gathered out of one buffer, and gradients into another of the reduction's
+    format (torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py, ``split_with_sizes_copy`` and
+    ``chunk_cat``), on the stream of compute: each byte is read and written once.
+    """
+    if not software.copies_gathered or layout.shard.gradients == 1 or layout.pp > 1:
+        return 0.0, 0.0
+    out = 2 * WEIGHT_BYTES * local.total if layout.shard.weights > 1 else 0.0
+    return out, out + (WEIGHT_BYTES + software.reduce_bytes) * local.total
+
+
 def _present(parts: ParameterShares) -> list[tuple[float, Group]]:
     both = ((parts.dense, parts.dense_group), (parts.expert, parts.expert_group))
     return [(count, group) for count, group in both if count and group.ranks > 1]

@@ -12,7 +12,13 @@ from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import PassCost, Prices, Seconds
 from planner.cost.offload import host_update, link_bytes_per_s
 from planner.cost.overlap import beside_s
-from planner.cost.sharded import gradient_copies, layer_exchanges, weight_bytes, weight_refresh
+from planner.cost.sharded import (
+    copied_bytes,
+    gradient_copies,
+    layer_exchanges,
+    weight_bytes,
+    weight_refresh,
+)
 from planner.errors import LayoutError
 from planner.layout.layout import Layout, Recompute
 from planner.layout.local import (
@@ -139,14 +145,16 @@ def _sharded_layer_s(
     exchanges = layer_exchanges(local, layout, cluster, software)
     if prices.job.lora_rank:  # adapters' gradients are few
         exchanges = tuple(one for one in exchanges if one.tensor == "weights")
-    added = []
-    for phase, own in (("forward", cost.forward), ("backward", cost.backward)):
+    gpu, added = cluster.gpu, []
+    copied = copied_bytes(local, layout, software)
+    passes = (("forward", cost.forward), ("backward", cost.backward))
+    for (phase, own), bytes_copied in zip(passes, copied, strict=True):
         some = [one for one in exchanges if one.phase == phase]
         seconds = sum(one.seconds(cluster) for one in some)
         if software.overlap_param_gather and seconds:
             lost_s = sum(one.seconds(cluster) * one.lost(cluster) for one in some)
             seconds = beside_s(seconds, own.total, lost_s / seconds)
-        added.append(seconds)
+        added.append(seconds + bytes_copied / (gpu.memory_bound_fraction * gpu.hbm_bytes_per_s))
     return added[0], added[1]
 
 
