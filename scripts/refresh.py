@@ -116,7 +116,7 @@ def replace(path: Path, name: str, text: str) -> None:
 def measure_peers(fits: Path) -> None:
     """Write what the benchmarks of collectives and of other people's kernels print."""
     page = ROOT / "docs/accuracy.md"
-    for name in ("simumax", "sailor"):
+    for name in ("simumax", "sailor", "llama3"):
         replace(page, name, run([sys.executable, "-m", f"benchmarks.{name}"], str(ROOT)))
     if fits.is_file():
         command = [sys.executable, "-m", "benchmarks.collectives", str(fits)]

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 from planner.cost.collectives import Group, collective_s
 from planner.cost.compute import product_flops_per_s
+from planner.cost.overlap import lost_share
 from planner.layout.layout import Layout
 from planner.layout.local import LocalParameters, padded_vocab, sharded_by_kind
 from planner.model.matrices import newton_schulz_flops
@@ -66,33 +68,42 @@ def between(
     )
 
 
-def _bucketed_s(
+class Sync(NamedTuple):
+    """One collective over all parameters, in buckets.
+
+    ``one_s`` of ``seconds`` are one bucket's; ``lost`` is what each second costs compute beside it.
+    """
+
+    seconds: float = 0.0
+    one_s: float = 0.0
+    lost: float = 0.0
+
+
+def _bucketed(
     kind: str,
     parameters: float,
     bytes_each: float,
     group: Group,
     bucket_bytes: float,
     cluster: ClusterSpec,
-) -> tuple[float, float]:
-    """Return (seconds of all buckets, seconds of one)."""
+) -> Sync:
     if parameters <= 0 or group.ranks == 1:
-        return 0.0, 0.0
+        return Sync()
     buckets = max(1, ceil(parameters * bytes_each / bucket_bytes))
-    one = collective_s(kind, bytes_each * parameters / buckets, group, cluster)
-    return buckets * one, one
+    message = bytes_each * parameters / buckets
+    one = collective_s(kind, message, group, cluster)
+    return Sync(buckets * one, one, lost_share(kind, message, group, cluster))
 
 
-def sync_s(
+def sync(
     kind: str, parts: ParameterShares, bytes_each: float, bucket_bytes: float, cluster: ClusterSpec
-) -> tuple[float, float]:
-    """Return (seconds, seconds of the last bucket) of one collective over all parameters."""
-    dense, dense_last = _bucketed_s(
-        kind, parts.dense, bytes_each, parts.dense_group, bucket_bytes, cluster
-    )
-    expert, expert_last = _bucketed_s(
-        kind, parts.expert, bytes_each, parts.expert_group, bucket_bytes, cluster
-    )
-    return dense + expert, max(dense_last, expert_last)
+) -> Sync:
+    """Return what one collective over all parameters takes."""
+    dense = _bucketed(kind, parts.dense, bytes_each, parts.dense_group, bucket_bytes, cluster)
+    expert = _bucketed(kind, parts.expert, bytes_each, parts.expert_group, bucket_bytes, cluster)
+    seconds = dense.seconds + expert.seconds
+    lost_s = dense.lost * dense.seconds + expert.lost * expert.seconds
+    return Sync(seconds, max(dense.one_s, expert.one_s), lost_s / seconds if seconds else 0.0)
 
 
 def tied_table_s(model: ModelSpec, job: JobSpec, layout: Layout, cluster: ClusterSpec) -> float:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from planner.cost.collectives import Group, Rows, collective_s
 from planner.cost.compute import attention_s, elementwise_s, gemm_s
 from planner.cost.imbalance import unbalanced
-from planner.cost.overlap import cover_kind, in_chunks
+from planner.cost.overlap import beside_s, cover_kind, in_chunks, lost_beside_products
 from planner.layout.layout import Layout, Recompute
 from planner.model.adapters import trained_backward, with_adapters
 from planner.model.backward import is_weight_gradient
@@ -28,6 +28,7 @@ from planner.model.operations import (
     head_operations,
     mlp_operations,
     moe_operations,
+    with_ordered_shards,
 )
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec, SoftwareSpec
@@ -162,6 +163,8 @@ class Prices:
             operations = unbalanced(operations, self.job.routing)
         if software.tp_overlap_chunks > 1:
             operations = in_chunks(operations, software.tp_overlap_chunks)
+        elif software.copies_sequence_shards and layout.micro_batch > 1:
+            operations = with_ordered_shards(operations)
         return with_adapters(operations, self.job), core
 
     def _price(self, block: str, layout: Layout, recompute: Recompute) -> PassCost:
@@ -222,14 +225,14 @@ class Prices:
             compute += seconds
             kind = cover_kind(operation.name)
             cover[kind] = cover.get(kind, 0.0) + seconds
+        lost = lost_beside_products(self.cluster.gpu)
         for operation, seconds in hidden:
             available = cover.get(operation.hidden_behind, 0.0)
             covered = min(seconds * (1 - operation.open_chunk), available)
             cover[operation.hidden_behind] = available - covered
-            exposed[operation.axis] += seconds - covered + self.cluster.gpu.interference * covered
+            exposed[operation.axis] += seconds - covered + lost * covered
         if self.job.software.overlaps_experts:
-            covered = min(exposed["ep"], compute)
-            exposed["ep"] += self.cluster.gpu.interference * covered - covered
+            exposed["ep"] = beside_s(exposed["ep"], compute, lost)
         gpu_s = compute + sum(exposed.values())
         measured_s = self.cluster.gpu.host_op_s
         op_s = self.job.software.cpu_op_s if measured_s is None else measured_s

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from planner.cost.collectives import Group, collective_s
 from planner.cost.data_parallel import ParameterShares, between, shares
+from planner.cost.overlap import lost_share
 from planner.layout.layout import Layout
 from planner.layout.local import LocalParameters
 from planner.spec.cluster import ClusterSpec
@@ -48,6 +49,10 @@ class Exchange(NamedTuple):
             return 0.0
         return bus_factor(self.kind, self.group.ranks) * self.message_bytes / self.group.inside
 
+    def lost(self, cluster: ClusterSpec) -> float:
+        """Seconds that compute loses for each second of the collective beside it."""
+        return lost_share(self.kind, self.message_bytes, self.group, cluster)
+
     def seconds(self, cluster: ClusterSpec) -> float:
         """Seconds of the collective, at the slowest link that it crosses, and of quantising."""
         gpu = cluster.gpu
@@ -79,6 +84,21 @@ def layer_exchanges(
         found += _gathers("backward", again, software)
     found += _scatters(shares(local, layout, cluster, shard.gradients), layout, cluster, software)
     return tuple(found)
+
+
+def copied_bytes(
+    local: LocalParameters, layout: Layout, software: SoftwareSpec
+) -> tuple[float, float]:
+    """Return the memory traffic of copies in the forward and the backward pass of a micro-batch.
+
+    FSDP2 copies what it gathered out of one buffer, and gradients into another of the reduction's
+    format (torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py, ``split_with_sizes_copy`` and
+    ``chunk_cat``), on the stream of compute: each byte is read and written once.
+    """
+    if not software.copies_gathered or layout.shard.gradients == 1 or layout.pp > 1:
+        return 0.0, 0.0
+    out = 2 * WEIGHT_BYTES * local.total if layout.shard.weights > 1 else 0.0
+    return out, out + (WEIGHT_BYTES + software.reduce_bytes) * local.total
 
 
 def _present(parts: ParameterShares) -> list[tuple[float, Group]]:

@@ -1,6 +1,6 @@
 """What the backward pass does for one forward operation."""
 
-from planner.model.operations import Attention, Elementwise, Gemm, Operation
+from planner.model.operations import SHARD_ORDER, Attention, Elementwise, Gemm, Operation
 from planner.spec.job import SoftwareSpec
 
 GRADIENT_ACCUMULATION = "gradient accumulation"
@@ -41,6 +41,8 @@ def backward(operation: Operation, software: SoftwareSpec) -> tuple[Operation, .
     if isinstance(operation, Attention):
         return (operation._replace(name="attention backward", passes=2.5, kernels=3),)
     if isinstance(operation, Elementwise):
+        if operation.name == SHARD_ORDER:
+            return (operation,)
         name = f"{operation.name} backward"
         return (operation._replace(name=name, moved_bytes=2 * operation.moved_bytes),)
     kind = _MIRROR.get(operation.kind, operation.kind)

@@ -13,6 +13,7 @@ from planner.spec.job import SoftwareSpec
 from planner.spec.model import ModelSpec
 
 ACTIVATION_BYTES = 2
+SHARD_ORDER = "shard order"  # a copy, in both passes
 # bytes per logit, forward
 LOSS_TRAFFIC = {"eager": 22, "kernel": 4, "in_place": 22, "native": 14, "remade": 22, "fused": 4}
 
@@ -144,6 +145,24 @@ def _leave_tp(shape: Shape, hidden: int, name: str, axis: str = "tp") -> tuple[O
     kind = "reduce_scatter" if shape.sequence_parallel else "all_reduce"
     reduce = Collective(f"{name} reduce", kind, 2 * shape.tokens * hidden, axis)
     return (reduce._replace(of_product=name != "embedding"),)
+
+
+def with_ordered_shards(operations: list[Operation]) -> list[Operation]:
+    """Return the operations with a copy after each gathering of a sequence, before each scatter.
+
+    torch's functional collectives gather along the outermost dimension, the batch, and then move
+    what they have (``torch.distributed._functional_collectives``): read and written once.
+    """
+    found: list[Operation] = []
+    for operation in operations:
+        found.append(operation)
+        if isinstance(operation, Collective) and operation.axis == "tp":
+            copy = Elementwise(SHARD_ORDER, 2 * operation.message_bytes)
+            if operation.kind == "all_gather":
+                found.append(copy)
+            elif operation.kind == "reduce_scatter":
+                found.insert(-1, copy)
+    return found
 
 
 def _attention_core(model: ModelSpec, shape: Shape, software: SoftwareSpec) -> list[Operation]:

@@ -10,7 +10,7 @@ are drawn in full, with the layer or pass that they run behind.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from planner.cost.data_parallel import sync_s
+from planner.cost.data_parallel import sync
 from planner.cost.layer import Prices, Seconds
 from planner.cost.sharded import (
     Exchange,
@@ -173,7 +173,7 @@ def _synchronised(
         if tail.kind == "gradient reduction":
             kind, shares, bytes_each = gradient_copies(local, layout, own.cluster, software)
             bucket = software.bucket_bytes
-            total_s, one_s = sync_s(kind, shares, bytes_each, bucket, own.cluster)
+            total_s, one_s, _ = sync(kind, shares, bytes_each, bucket, own.cluster)
             end_s = edges[rank][1] + exposed_s
             start_s = end_s - max(total_s, exposed_s)
         elif tail.kind == "weight gathering":
@@ -182,7 +182,7 @@ def _synchronised(
                 continue
             kind, bucket = "all_gather", software.gather_bucket_bytes
             each = weight_bytes(software)
-            total_s, one_s = sync_s(kind, refreshed, each, bucket, own.cluster)
+            total_s, one_s, _ = sync(kind, refreshed, each, bucket, own.cluster)
             start_s = edges[rank][0]
             end_s = start_s + max(0.0, total_s - exposed_s)
         else:

@@ -13,6 +13,7 @@ from math import ceil
 from planner.cost.collectives import Group, collective_s
 from planner.cost.experts import Balance, materialised, placed
 from planner.cost.layer import Prices
+from planner.cost.overlap import beside_s, lost_share
 from planner.layout.layout import Layout
 from planner.model.operations import Collective, Shape, attention_operations
 from planner.model.parameters import expert_parameters
@@ -78,14 +79,15 @@ def sparse(
     balance = placed(loads, layout.ep, copies, prices.cluster.domain_gpus)
     used = balance.sparsity * len(loads) / layout.ep
     gather_s = _gather_s(prices, layout, used * expert_bytes)
-    interference = prices.cluster.gpu.interference
+    group = Group.place(layout.ep, layout.etp, prices.cluster)
+    lost = lost_share("all_gather", used * expert_bytes, group, prices.cluster)
     layers = ceil(prices.model.moe_layers / layout.pp)
     exposed_s = (
         layout.micro_batches(prices.job.global_batch)
         * layers
         * (
-            _left(gather_s, attention, interference)
-            + _left(gather_s * (1 + again), BACKWARD * attention, interference)
+            beside_s(gather_s, attention, lost)
+            + beside_s(gather_s * (1 + again), BACKWARD * attention, lost)
         )
     )
     step = _step(prices, layout, balance)
@@ -144,8 +146,3 @@ def _hidden(
         if _gather_s(prices, layout, count * share * expert_bytes) <= attention_s
     ]
     return max(fitting, default=0)
-
-
-def _left(communication_s: float, compute_s: float, interference: float) -> float:
-    covered = min(communication_s, compute_s)
-    return communication_s - covered + interference * covered

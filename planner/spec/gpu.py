@@ -119,12 +119,12 @@ class GpuSpec(BaseModel):
     in_order: bool = Field(
         False, description="Work runs on the host thread that issues it (a CPU): nothing queues."
     )
-    interference: float = Field(
-        0.19,
+    interference: float | None = Field(
+        None,
         ge=0,
         le=1,
-        description="Seconds lost ÷ seconds overlapped when a collective runs beside compute: mean "
-        "over GPT and LLaMA on A100, H100, MI210 and MI250 (arXiv 2507.03114).",
+        description="Seconds lost ÷ seconds overlapped when a collective inside a domain runs "
+        "beside compute, measured; before the priors of ``cost.overlap``.",
     )
     measured_s: dict[str, Seconds] = Field(
         default_factory=dict, description="Seconds of single operations, by ``operation_key``."

@@ -177,6 +177,16 @@ class SoftwareSpec(BaseModel):
         False,
         description="Every micro-batch has buffers of its own for what neighbour stages send.",
     )
+    copies_gathered: bool = Field(
+        False,
+        description="Gathered weights are copied out into tensors of their own, and gradients into "
+        "the buffer that is reduced, between the passes of layers (FSDP2).",
+    )
+    copies_sequence_shards: bool = Field(
+        False,
+        description="The sequence is not the outermost dimension, so a copy puts what is gathered "
+        "along it in order, and what is reduced (torch's functional collectives).",
+    )
     whole_table_gradient: bool = Field(
         False, description="Under tensor parallelism the embedding has its whole gradient."
     )

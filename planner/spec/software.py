@@ -103,8 +103,20 @@ TORCH_FSDP = SoftwareSpec(
     streams_gradients=True,
     host_weight_bytes=4,
 )
-TORCHTITAN = TORCH_FSDP.model_copy(update={"name": "torchtitan"})
-TORCHTITAN_COMPILED = TORCH_FSDP.model_copy(update={"name": "torchtitan compiled", "loss": "fused"})
+# FSDP2 with DTensor, as torchtitan uses it: gradients travel in fp32 (MixedPrecisionPolicy with
+# reduce_dtype float32, mixed_precision_reduce of torchtitan).
+TORCH_FSDP2 = TORCH_FSDP.model_copy(
+    update={
+        "name": "torch-fsdp2",
+        "reduce_bytes": 4,
+        "copies_gathered": True,
+        "copies_sequence_shards": True,
+    }
+)
+TORCHTITAN = TORCH_FSDP2.model_copy(update={"name": "torchtitan"})
+TORCHTITAN_COMPILED = TORCH_FSDP2.model_copy(
+    update={"name": "torchtitan compiled", "loss": "fused"}
+)
 # DeepSpeed's ZeRO keeps a 2-byte share beside the fp32 one. AdamW is torch's own, unfused: two fp32
 # temporaries (a user's out-of-memory message shows them: tests/data/reports, case-0454).
 DEEPSPEED = TORCH_FSDP.model_copy(
@@ -139,14 +151,13 @@ ZERO_PP = DEEPSPEED.model_copy(
 )
 # The torch launcher of this package: FSDP2, DTensor tensor parallelism, torch pipelining with
 # blocking sends; gradients are reduced in fp32; "selective" repeats nothing.
-TORCH_LAUNCHER = TORCH_FSDP.model_copy(
+TORCH_LAUNCHER = TORCH_FSDP2.model_copy(
     update={
         "name": "torch-launcher",
         "loss": "remade",
         "context_exchange": "all_gather",
         "whole_table_gradient": True,
         "selective_recomputes_products": False,
-        "reduce_bytes": 4,
         # traced peaks are 0.97 to 1.00 of the estimate (tests/oracle), and torch reserved 3 to 9 %
         # beyond what it had allocated where that was measured; no GPU has confirmed it
         "memory_spread": (0.93, 1.05),

@@ -17,6 +17,7 @@ from planner.spec.software import (
     MEGATRON_DEEPSPEED_FP16,
     NANOTRON,
     TORCH_FSDP,
+    TORCH_FSDP2,
 )
 
 LONG_SEQUENCE = 2048
@@ -58,9 +59,9 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
         Defaults(_but(MEGATRON_CORE, "mlperf", gradient_bytes=2, reduce_bytes=2), 1, "none", True),
     ),
     # NeMo Automodel is FSDP2 and DTensor on Hugging Face models, not Megatron-Core
-    (r"Automodel", Defaults(_but(TORCH_FSDP, "automodel", moe_sends_once=True), 3)),
+    (r"Automodel", Defaults(_but(TORCH_FSDP2, "automodel", moe_sends_once=True), 3)),
     # AMD's Primus runs Megatron-LM or torchtitan and logs what hipMemGetInfo says is in use
-    (r"Primus.*titan", Defaults(_but(TORCH_FSDP, "primus-titan"), 3, "selective", True, "device")),
+    (r"Primus.*titan", Defaults(_but(TORCH_FSDP2, "primus-titan"), 3, "selective", True, "device")),
     (
         r"Primus",
         Defaults(_but(MEGATRON_CORE, "primus", loss="in_place"), 1, "none", True, "device"),
@@ -118,7 +119,7 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
     (r"zero-bubble", Defaults(_but(MEGATRON_2022, "zero-bubble"))),
     (r"Megatron-DeepSpeed", Defaults(MEGATRON_DEEPSPEED)),
     (r"Megatron|Aceso|Mist", Defaults(MEGATRON_2022)),
-    (r"torchtitan", Defaults(_but(TORCH_FSDP, "torchtitan"), 3, "selective", True, "reserved")),
+    (r"torchtitan", Defaults(_but(TORCH_FSDP2, "torchtitan"), 3, "selective", True, "reserved")),
     (r"MaxText|PaxML", Defaults(_but(TORCH_FSDP, "xla"), 3)),
     # MPT's ALiBi attention: Triton kernels of FlashAttention 1 (llm-foundry attn_impl); its loss_fn
     # is fused_crossentropy, not in place
@@ -152,7 +153,7 @@ _TABLE: tuple[tuple[str, Defaults], ...] = (
     ),
     # its distributed recipes set enable_activation_checkpointing and a loss in chunks
     (r"torchtune", Defaults(_but(TORCH_FSDP, "torchtune", loss="kernel"), 3, "full")),
-    (r"torchao", Defaults(_but(TORCH_FSDP, "torchao"), 3, "selective", True, "reserved")),
+    (r"torchao", Defaults(_but(TORCH_FSDP2, "torchao"), 3, "selective", True, "reserved")),
     (r"OneFlow|LiBai", Defaults(_but(MEGATRON_2022, "oneflow"))),
     (r"DeepSpeed|ZeRO-2", Defaults(DEEPSPEED, 2)),
     # --selective_checkpointing names the share of blocks (fms_fsdp/config/training.py)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.cost.collectives import Group, collective_s
-from planner.cost.data_parallel import between, shares, sync_s, tied_table_s, update_s
+from planner.cost.data_parallel import Sync, between, shares, sync, tied_table_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
+from planner.cost.overlap import lost_share
 from planner.layout.layout import Layout, Shard
 from planner.layout.local import LocalParameters
 from planner.layout.ranks import groups, stride
@@ -75,23 +76,24 @@ def test_fully_sharded_tensors_have_no_copies() -> None:
     parts = between(LOCAL, Layout(dp=64), DGX, 64)
 
     assert parts.dense_group.ranks == 1
-    assert sync_s("all_reduce", parts, 4, 1e8, DGX) == (0.0, 0.0)
+    assert sync("all_reduce", parts, 4, 1e8, DGX) == Sync()
 
 
 def test_one_rank_reduces_nothing() -> None:
-    assert sync_s("all_reduce", shares(LOCAL, Layout(tp=8), DGX), 4, 1e8, DGX)[0] > 0  # experts
+    assert sync("all_reduce", shares(LOCAL, Layout(tp=8), DGX), 4, 1e8, DGX).seconds > 0  # experts
     dense = LocalParameters(1e9, 0)
-    assert sync_s("all_reduce", shares(dense, Layout(tp=8), DGX), 4, 1e8, DGX) == (0.0, 0.0)
+    assert sync("all_reduce", shares(dense, Layout(tp=8), DGX), 4, 1e8, DGX) == Sync()
 
 
 def test_gradients_travel_in_buckets() -> None:
     dense = LocalParameters(1e9, 0)
     parts = shares(dense, Layout(dp=16), DGX)
 
-    total, last = sync_s("all_reduce", parts, 4, 1e9, DGX)
+    found = sync("all_reduce", parts, 4, 1e9, DGX)
 
-    assert last == collective_s("all_reduce", 1e9, parts.dense_group, DGX)
-    assert total == pytest.approx(4 * last)
+    assert found.one_s == collective_s("all_reduce", 1e9, parts.dense_group, DGX)
+    assert found.seconds == pytest.approx(4 * found.one_s)
+    assert found.lost == lost_share("all_reduce", 1e9, parts.dense_group, DGX)
 
 
 @quick
@@ -99,7 +101,8 @@ def test_gradients_travel_in_buckets() -> None:
 def test_more_buckets_cost_latency(bucket: float, kind: str) -> None:
     parts = shares(LOCAL, Layout(dp=64), DGX)
 
-    assert sync_s(kind, parts, 4, bucket, DGX)[0] >= sync_s(kind, parts, 4, WHOLE, DGX)[0] * 0.999
+    whole = sync(kind, parts, 4, WHOLE, DGX).seconds
+    assert sync(kind, parts, 4, bucket, DGX).seconds >= whole * 0.999
 
 
 @quick
@@ -108,7 +111,7 @@ def test_fewer_bytes_on_the_wire_are_faster(bytes_each: int, dp: int) -> None:
     parts = shares(LOCAL, Layout(dp=dp), DGX)
 
     half, whole = (
-        sync_s("all_reduce", parts, each, WHOLE, DGX)[0] for each in (bytes_each / 2, bytes_each)
+        sync("all_reduce", parts, each, WHOLE, DGX).seconds for each in (bytes_each / 2, bytes_each)
     )
     assert whole / 2 <= half < whole
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 
 from planner.cost.layer import Prices, Seconds, kernels_of
+from planner.cost.overlap import lost_beside_products
 from planner.layout.layout import Layout, Recompute
 from planner.model.operations import Gemm, Shape, mlp_operations
 from planner.spec.job import SoftwareSpec
@@ -161,7 +162,7 @@ def test_hidden_communication_costs_only_the_interference() -> None:
 
     hidden, waited = (table.layer(layout, False).backward.tp for table in (hiding, waiting))
 
-    assert hiding.cluster.gpu.interference * waited < hidden < waited
+    assert lost_beside_products(hiding.cluster.gpu) * waited < hidden < waited
 
 
 def test_small_kernels_wait_for_the_host() -> None:
@@ -225,7 +226,7 @@ def test_experts_exchange_behind_another_micro_batch() -> None:
     open_, hidden = (table.layer(layout, True).forward for table in tables)
 
     covered = min(open_.ep, open_.compute)
-    lost = tables[0].cluster.gpu.interference * covered
+    lost = lost_beside_products(tables[0].cluster.gpu) * covered
     assert hidden.compute == open_.compute
     assert hidden.ep == pytest.approx(open_.ep - covered + lost)
 

@@ -1,9 +1,18 @@
-"""Tensor-parallel collectives beside their products."""
+"""Collectives beside compute: tensor-parallel ones in chunks, and what each kind costs."""
 
 import pytest
 
+from planner.cost.collectives import Group
 from planner.cost.layer import Prices
-from planner.cost.overlap import cover_kind, in_chunks
+from planner.cost.overlap import (
+    SM_SHARE,
+    STATE_SHARE,
+    beside_s,
+    cover_kind,
+    in_chunks,
+    lost_beside_products,
+    lost_share,
+)
 from planner.layout.layout import Layout
 from planner.model.operations import Collective, Elementwise, Gemm
 from tests.properties.strategies import cluster, job, layout_with, model, software
@@ -68,4 +77,38 @@ def test_exposed_by_hand() -> None:
     layout = layout_with(tp=2, dp=4)
     open_s = exposed_s(1, layout)
 
-    assert exposed_s(4, layout) == pytest.approx(open_s * (1 / 4 + 0.19 * 3 / 4))
+    assert exposed_s(4, layout) == pytest.approx(open_s * (1 / 4 + SM_SHARE * 3 / 4))
+
+
+@pytest.mark.parametrize(
+    ("communication_s", "compute_s", "lost", "added_s"),
+    [(2, 3, 0.5, 1), (4, 3, 0.5, 2.5), (4, 3, 0, 1), (2, 3, 1, 2), (2, 0, 0.5, 2), (0, 3, 0.5, 0)],
+)
+def test_what_compute_does_not_hide(
+    communication_s: float, compute_s: float, lost: float, added_s: float
+) -> None:
+    assert beside_s(communication_s, compute_s, lost) == added_s
+
+
+# H100: NVLink 450 GB/s, 8 adapters of 50 GB/s; A100: 300 and 8 of 25
+@pytest.mark.parametrize("name", ["dgx-a100", "dgx-h100"])
+def test_slower_links_cost_compute_less(name: str) -> None:
+    """From all of it inside a node down to the SMs, as the bytes of a second become fewer."""
+    on = cluster(name, 64)
+    inside, rails, alone = (
+        lost_share("all_gather", 1e9, Group.place(ranks, stride, on), on)
+        for ranks, stride in ((8, 1), (512, 1), (64, 8))
+    )
+    small = lost_share("all_gather", 1e4, Group.place(512, 1, on), on)
+
+    assert inside == STATE_SHARE > rails > alone > small > SM_SHARE
+
+
+def test_what_a_profile_measured_beats_both_priors() -> None:
+    on = cluster("dgx-h100", 2)
+    on = on.model_copy(update={"gpu": on.gpu.model_copy(update={"interference": 0.1})})
+
+    assert lost_beside_products(on.gpu) == 0.1
+    assert {lost_share("all_gather", 1e9, Group.place(ranks, 1, on), on) for ranks in (8, 16)} == {
+        0.1
+    }

@@ -2,7 +2,13 @@
 
 import pytest
 
-from planner.cost.sharded import gradient_copies, layer_exchanges, step_exchanges, weight_refresh
+from planner.cost.sharded import (
+    copied_bytes,
+    gradient_copies,
+    layer_exchanges,
+    step_exchanges,
+    weight_refresh,
+)
 from planner.layout.layout import Layout, Shard
 from planner.layout.local import LocalParameters
 from tests.properties.strategies import cluster, software
@@ -84,3 +90,20 @@ def test_inside_one_domain_nothing_crosses() -> None:
 
     assert found
     assert all(one.crossing_bytes == 0 for one in found)
+
+
+# bytes per parameter: gathered weights read and written; gradients of 2 bytes read, of 4 written
+COPIES = [
+    (Layout(dp=64, shard=Shard.zero(3, 64)), True, 4, 10),
+    (Layout(dp=64, shard=Shard.zero(2, 64)), True, 0, 6),
+    (Layout(dp=64, shard=Shard.zero(1, 64)), True, 0, 0),
+    (Layout(dp=32, pp=2, shard=Shard.zero(3, 32)), True, 0, 0),
+    (Layout(dp=64, shard=Shard.zero(3, 64)), False, 0, 0),
+]
+
+
+@pytest.mark.parametrize(("layout", "copies", "forward", "backward"), COPIES)
+def test_what_fsdp2_copies(layout: Layout, copies: bool, forward: int, backward: int) -> None:
+    found = copied_bytes(LOCAL, layout, software(copies_gathered=copies, reduce_bytes=4))
+
+    assert found == pytest.approx((forward * LOCAL.total, backward * LOCAL.total))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from planner.model.backward import backward
 from planner.model.flops import attention_flops_per_token, model_flops_per_token
 from planner.model.operations import (
+    SHARD_ORDER,
     Attention,
     Collective,
     Elementwise,
@@ -20,6 +21,7 @@ from planner.model.operations import (
     head_operations,
     mlp_operations,
     moe_operations,
+    with_ordered_shards,
 )
 from planner.model.parameters import layer_parameters
 from planner.spec.job import SoftwareSpec
@@ -328,3 +330,26 @@ def test_context_is_exchanged_around_a_ring_or_by_all_to_all() -> None:
     assert not any(op.hidden_behind for op in before_and_after)
     widths = [op.message_bytes / (2 * shape.tokens * small().head_dim) for op in before_and_after]
     assert widths == [(small().heads + 2 * small().kv_heads) / 2, small().heads / 2]
+
+
+def test_shards_of_a_sequence_are_put_in_order() -> None:
+    """After what gathers, before what scatters; as many bytes in the backward pass."""
+    plain = mlp_operations(small(), Shape(2, 1024, tp=4, sequence_parallel=True), TORCH_LAUNCHER)
+
+    found = with_ordered_shards(plain)
+
+    copies = [place for place, one in enumerate(found) if one.name == SHARD_ORDER]
+    assert [one for one in found if one.name != SHARD_ORDER] == plain
+    assert isinstance(found[copies[0] - 1], Collective)
+    assert isinstance(found[copies[1] + 1], Collective)
+    for place in copies:
+        copy = found[place]
+        assert isinstance(copy, Elementwise)
+        assert copy.moved_bytes == 2 * 2 * 2048 * small().hidden
+        assert backward(copy, TORCH_LAUNCHER) == (copy,)
+
+
+def test_an_all_reduce_has_no_order() -> None:
+    plain = mlp_operations(small(), Shape(2, 1024, tp=4), TORCH_LAUNCHER)
+
+    assert with_ordered_shards(plain) == plain

@@ -16,6 +16,11 @@ from planner.memory.estimate import peak_memory
 from planner.model.flops import model_flops_per_token
 from planner.schedule.kinds import schedule_name
 from planner.simulate.step import (
+    EXPERTS,
+    PIPELINE_OVER_NODES,
+    TENSOR_OVER_NODES,
+    UNEXPLAINED,
+    USUAL,
     StepEstimate,
     estimate_step,
     stage_cost,
@@ -390,9 +395,9 @@ def test_schedules_have_names() -> None:
 
 # layout, how far the interval reaches
 INTERVALS = [
-    (Layout(dp=16), (0.9, 1.25)),
-    (Layout(tp=16, sequence_parallel=True), (0.7, 1.6)),
-    (Layout(pp=4, dp=4), (0.8, 1.5)),
+    (Layout(dp=16), USUAL),
+    (Layout(tp=16, sequence_parallel=True), TENSOR_OVER_NODES),
+    (Layout(pp=4, dp=4), PIPELINE_OVER_NODES),
 ]
 
 
@@ -412,7 +417,25 @@ def test_experts_are_less_certain() -> None:
 
     low, high = step_interval(step, machine)
 
-    assert high / low > 1.25 / 0.9
+    assert (low, high) == tuple(share * step.step_time_s for share in EXPERTS)
+    assert high / low > USUAL[1] / USUAL[0]
+
+
+def test_losses_of_unknown_cause_may_come_or_not() -> None:
+    """Only a pipeline over nodes meets them."""
+    stack = software(slow_node_share=0.02, slow_node_message_s=0.1)
+    on = cluster("dgx-h100", 2)
+    known, unknown, none = (
+        step_interval(step, on)[1] / step.step_time_s
+        for step in (
+            estimate_step(table(), Layout(pp=4, dp=4)),
+            estimate_step(table(software=stack), Layout(pp=4, dp=4)),
+            estimate_step(table(software=stack), Layout(dp=16)),
+        )
+    )
+
+    assert unknown == pytest.approx(UNEXPLAINED[1])
+    assert none < known < unknown
 
 
 def test_slow_nodes_only_add() -> None:
