@@ -36,6 +36,7 @@ def _tensors(job: Job, *, loading: bool) -> dict[str, Tensor]:
 
 def save(job: Job, directory: Path, step: int) -> Path:
     """Write the state after ``step``; return its directory. Collective."""
+    job.settle()
     target = step_directory(directory, step)
     if dist.get_rank() == 0:
         options = job.options
@@ -53,6 +54,8 @@ def load(job: Job, checkpoint: Path) -> None:
     """
     start_moments(job.optimizer, saved_step(checkpoint))
     load_tensors(_tensors(job, loading=True), storage_reader=FileSystemReader(checkpoint))
+    if job.masters is not None:
+        job.masters.refresh()
     job.first_step = saved_step(checkpoint) + 1
 
 

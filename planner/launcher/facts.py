@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .plan_file import LayoutConfig
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
@@ -66,3 +68,15 @@ class Facts:
     def edp(self) -> int:
         """Copies of each expert."""
         return self.stage_ranks // (self.ep * self.etp)
+
+
+def masters_apart(layout: Facts | LayoutConfig) -> bool:
+    """Whether master weights are no part of what FSDP gathers from (``masters.Masters``).
+
+    FSDP's own are ZeRO 0 to 3 and HSDP, updated where their weights are.
+    """
+    weights, gradients = layout.shard_weights, layout.shard_gradients
+    optimizer = layout.shard_optimizer
+    plain = (weights == 1 and gradients in (1, optimizer)) or weights == gradients == optimizer
+    stays = layout.offload_optimizer > 0 and weights > 1 and not layout.offload_weights
+    return not plain or stays or layout.delayed_update

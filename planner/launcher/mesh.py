@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .context import Context
+from .facts import masters_apart
 from .plan_file import LayoutConfig, PlanFile
 
 
@@ -18,11 +19,15 @@ class Grid:
     times the context-parallel degree, context innermost; ``shard`` is the number of ranks that
     share one copy of the optimizer state. ``expert_mesh`` folds the same ranks of a stage into
     replicate x shard x ep x etp (MoE Parallel Folding, arXiv 2504.14960); None without experts.
+    Where masters are apart, ``shard`` is the ranks that share the weights, ``near`` and ``far``
+    stand between it and the replicas, and ``master_mesh`` is shard x near x far: in this order the
+    rows of a tensor are cut.
     Ranks ascend inside every group: ``DeviceMesh`` ignores any other order without a word, so a
     rank map never goes through the mesh.
     """
 
     mesh: DeviceMesh
+    master_mesh: DeviceMesh | None
     expert_mesh: DeviceMesh | None
     expert_group: dist.ProcessGroup | None
     context: Context
@@ -50,7 +55,8 @@ class Grid:
 
 def _sharding(mesh: DeviceMesh) -> DeviceMesh:
     """Return the dimensions FSDP uses: two of them (HSDP) when there are replicas."""
-    if mesh["replicate"].size() > 1:
+    names = mesh.mesh_dim_names or ()
+    if "near" not in names and mesh["replicate"].size() > 1:
         return mesh["replicate", "shard"]
     return mesh["shard"]
 
@@ -88,19 +94,38 @@ def _expert_group(layout: LayoutConfig, device: torch.device) -> dist.ProcessGro
     return init_device_mesh(device.type, sizes, mesh_dim_names=names).get_group("experts")
 
 
+def _dimensions(layout: LayoutConfig) -> dict[str, int]:
+    """Return the dimensions of the mesh of dense layers."""
+    optimizer = layout.shard_optimizer
+    sizes = {"pipeline": layout.pp, "replicate": layout.dp * layout.cp // optimizer}
+    if masters_apart(layout):
+        gradients = max(layout.shard_weights, layout.shard_gradients)
+        sizes |= {"far": optimizer // gradients, "near": gradients // layout.shard_weights}
+        return sizes | {"shard": layout.shard_weights, "tensor": layout.tp}
+    return sizes | {"shard": optimizer, "tensor": layout.tp}
+
+
+def _master_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """Return the dimensions that cut the masters, in the order in which they do."""
+    order = ("replicate", "shard", "near", "far")
+    names = mesh.mesh_dim_names or ()
+    ranks = mesh.mesh[0, ..., 0].permute([names[1:-1].index(name) for name in order])
+    turned = DeviceMesh(mesh.device_type, ranks.contiguous(), mesh_dim_names=order)
+    return turned[order[1:]]
+
+
 def build_grid(plan: PlanFile, device: torch.device) -> Grid:
     """Return the grid of ``plan``. Collective: every rank of the world calls it."""
     layout = plan.layout
-    replicas = layout.dp * layout.cp // layout.shard_optimizer
-    mesh = init_device_mesh(
-        device.type,
-        (layout.pp, replicas, layout.shard_optimizer, layout.tp),
-        mesh_dim_names=("pipeline", "replicate", "shard", "tensor"),
-    )
-    replica, shard = mesh.get_local_rank("replicate"), mesh.get_local_rank("shard")
+    sizes = _dimensions(layout)
+    mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes.keys()))
+    data = 0
+    for name in list(sizes)[1:-1]:
+        data = data * sizes[name] + mesh.get_local_rank(name)
     experts = plan.model.moe is not None
     return Grid(
         mesh=mesh,
+        master_mesh=_master_mesh(mesh) if masters_apart(layout) else None,
         expert_mesh=_expert_mesh(layout, device) if experts else None,
         expert_group=_expert_group(layout, device) if experts else None,
         context=_context(layout, plan.context_exchange, device),
@@ -108,5 +133,5 @@ def build_grid(plan: PlanFile, device: torch.device) -> Grid:
         dp=layout.dp,
         tp=layout.tp,
         pp_rank=mesh.get_local_rank("pipeline"),
-        dp_rank=(replica * layout.shard_optimizer + shard) // layout.cp,
+        dp_rank=data // layout.cp,
     )

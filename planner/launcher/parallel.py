@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from .dispatch import Dispatch
 from .experts import Experts, MixtureOfExperts
+from .facts import masters_apart
 from .mesh import Grid, expert_data_mesh
 from .model import Block, Decoder, TiedHead
 from .plan_file import LayoutConfig
@@ -104,10 +105,16 @@ def shard_data(
 
     Applied for one data-parallel rank too: it is what computes in ``compute_dtype``.
     """
+    apart = masters_apart(layout)
+    if apart:
+        stage.to(compute_dtype)  # a copy: masters are elsewhere
+    if apart and layout.shard_weights == 1:
+        return
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     # masters, gradients and moments on the host; a layer's weights are copied from there
     pinned = grid.data_mesh.device_type == "cuda"
-    offload = CPUOffloadPolicy(pin_memory=pinned) if layout.offload_optimizer else OffloadPolicy()
+    away = layout.offload_optimizer and not apart
+    offload = CPUOffloadPolicy(pin_memory=pinned) if away else OffloadPolicy()
     sharding, mesh = Sharding(policy, _reshard(layout), offload), grid.data_mesh
     for mixture in _mixtures(stage):
         sharding.apply_to_experts(mixture.experts, expert_data_mesh(grid))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 
-from .facts import Facts
+from .facts import Facts, masters_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,26 @@ def _shard_edp(f: Facts) -> str:
     return (
         f"shard_optimizer={f.shard_optimizer} does not divide the edp={f.edp} ranks that hold the "
         f"same experts; try {tried}"
+    )
+
+
+def _levels(f: Facts) -> bool:
+    """Whether the group sizes are such that hops of one chain scatter gradients."""
+    weights, gradients, optimizer = f.shard_weights, f.shard_gradients, f.shard_optimizer
+    if gradients == 1 and weights == 1:
+        return True
+    divide = gradients % weights == 0 and optimizer % gradients == 0
+    return divide and optimizer in (gradients, f.dp * f.cp)
+
+
+def _apart(f: Facts) -> str:
+    if f.delayed_update:
+        return "delayed_update"
+    if f.offload_optimizer and f.shard_weights > 1:
+        return f"offload_optimizer with shard_weights={f.shard_weights} and weights on the GPU"
+    return (
+        f"sharding {f.shard_weights}, {f.shard_gradients}, {f.shard_optimizer} of weights, "
+        "gradients and optimizer"
     )
 
 
@@ -243,17 +263,17 @@ RULES: tuple[Rule, ...] = (
         _shard_dp,
     ),
     Rule(
-        "L22", f"{_FSDP}: gradients are reduced straight into the optimizer's shards",
-        lambda f: f.shard_gradients not in (1, f.shard_optimizer),
-        lambda f: f"shard_gradients={f.shard_gradients} must be 1 or "
-        f"shard_optimizer={f.shard_optimizer}",
+        "L22", f"{_OWN}.masters: gradients are scattered in hops of one chain",
+        lambda f: not _levels(f),
+        lambda f: f"shard_weights={f.shard_weights}, shard_gradients={f.shard_gradients} and "
+        f"shard_optimizer={f.shard_optimizer} must divide each other in this order, and the last "
+        f"be shard_gradients or all dp*cp={f.dp * f.cp} ranks",
     ),
     Rule(
-        "L23", f"{_FSDP}: reshard_after_forward",
-        lambda f: f.shard_weights > 1
-        and not f.shard_weights == f.shard_gradients == f.shard_optimizer,
-        lambda f: f"shard_weights={f.shard_weights} needs shard_gradients and shard_optimizer "
-        f"equal to it; got {f.shard_gradients} and {f.shard_optimizer}",
+        "L23", f"{_OWN}.masters: rows are cut over data-parallel ranks only",
+        lambda f: masters_apart(f) and (f.tp > 1 or f.pp > 1 or f.experts > 0),
+        lambda f: f"{_apart(f)} is {_NEVER} with tp={f.tp}, pp={f.pp}, experts={f.experts}; "
+        "try 1, 1 and a dense model, or ZeRO 1 or 3",
     ),
     Rule(
         "L24", "torch/distributed/pipelining/stage.py: backward_maybe_with_nosync",
@@ -334,15 +354,15 @@ RULES: tuple[Rule, ...] = (
         f"try shard_weights {f.dp * f.cp} (ZeRO-3)",
     ),
     Rule(
-        "L39", f"{_FSDP}: the master weight is the shard that a layer gathers",
-        lambda f: f.offload_optimizer > 0 and f.shard_weights > 1 and not f.offload_weights,
-        lambda f: f"offload_optimizer with shard_weights={f.shard_weights} moves the weights too; "
-        "try offload_weights, or shard_weights 1",
+        "L39", f"{_OWN}.masters: gradients on the host are scattered no further",
+        lambda f: f.offload_optimizer > 0 and f.shard_gradients not in (1, f.shard_optimizer),
+        lambda f: f"offload_optimizer with shard_gradients={f.shard_gradients} is {_NEVER}; "
+        f"try 1 or shard_optimizer={f.shard_optimizer}",
     ),
     Rule(
-        "L40", f"{_OWN}.train: the update ends before the next step begins",
-        lambda f: f.delayed_update,
-        lambda f: f"delayed_update is {_NEVER}; try without",
+        "L40", f"{_OWN}.masters: a delayed update needs weights that the passes can go on reading",
+        lambda f: f.delayed_update and f.offload_weights,
+        lambda f: f"delayed_update with offload_weights is {_NEVER}; try one of them",
     ),
     Rule(
         "L41", f"{_FSDP}: reshard_after_forward",
@@ -367,6 +387,12 @@ RULES: tuple[Rule, ...] = (
         lambda f: f"context_exchange all_to_all: tp*cp={f.tp * f.cp} does not divide the "
         f"{_shared_heads(f)} key/value heads; try cp "
         f"{near(f.cp, lambda n: _shared_heads(f) % (f.tp * n) == 0, f.cp)}, ring or all_gather",
+    ),
+    Rule(
+        "L44", f"{_FSDP}/_fsdp_init.py: makes the groups of a second copy as if of all ranks",
+        lambda f: f.shard_secondary > 0 and f.shard_weights != f.stage_ranks * f.pp,
+        lambda f: f"shard_secondary={f.shard_secondary} with weights over {f.shard_weights} of "
+        f"{f.stage_ranks * f.pp} ranks is {_NEVER}; try weights over all, or 0",
     ),
 )  # fmt: skip
 

@@ -52,12 +52,12 @@ class Loop:
 
     def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Run the micro-batches of ``tokens`` and ``targets`` [rows, seq]."""
-        assert isinstance(self.model, FSDPModule)
         count = self.plan.micro_batches
         total = torch.zeros((), device=tokens.device)
         pieces = zip(tokens.chunk(count), targets.chunk(count), strict=True)
         for i, (x, y) in enumerate(pieces):
-            synchronise(self.model, self.plan.layout, last=i == count - 1)
+            if isinstance(self.model, FSDPModule):
+                synchronise(self.model, self.plan.layout, last=i == count - 1)
             loss = self.loss(self.model(x), y) / count
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()

@@ -65,6 +65,7 @@ def run(job: Job, log: Log, device: str, saving: Saving | None = None) -> list[S
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # whole tensors were held while weights were made
     steps = list(_steps(job, log, saving))
+    job.settle()
     if not steps:
         log.say(f"nothing left to do: {job.options.steps} steps are done")
         return steps

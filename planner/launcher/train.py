@@ -10,8 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .data import rows
+from .facts import masters_apart
 from .learning_rate import LearningRate
 from .loss import cross_entropy
+from .masters import Masters
 from .mesh import Grid, build_grid
 from .model import Decoder
 from .offload import LEAST_BYTES, Offloader
@@ -97,17 +99,30 @@ class Job:
         self.stop, self.first_step = stop, 1
         self.grid, self.tied = skeleton.grid, skeleton.tied
         self.stages = list(skeleton.stages.values())
-        home = torch.device("cpu") if plan.layout.offload_optimizer else device
-        for stage in self.stages:
-            stage.to_empty(device=home)
-            initialise(stage, options.seed, tied_head=plan.model.tied_embeddings)
+        self.masters = self._fill()
         self.offloader = self._offloader()
         self.runner = self._runner(skeleton.stages)
-        self.named_parameters = {n: p for s in self.stages for n, p in s.named_parameters()}
+        weights = {n: p for s in self.stages for n, p in s.named_parameters()}
+        self.named_parameters = weights if self.masters is None else self.masters.named
         self.parameters = list(self.named_parameters.values())
         self.experts = [p for stage in self.stages for p in expert_parameters(stage)]
         self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr.peak)
         self.file = self._file()
+
+    def _fill(self) -> Masters | None:
+        """Bring the stages into memory and fill them; return the masters that are apart."""
+        layout, options = self.plan.layout, self.options
+        apart = masters_apart(layout)
+        home = self.device if apart or not layout.offload_optimizer else torch.device("cpu")
+        for stage in self.stages:
+            stage.to_empty(device=home)
+            if not apart:
+                initialise(stage, options.seed, tied_head=self.plan.model.tied_embeddings)
+        if not apart:
+            return None
+        masters = Masters(self.stages[0], self.grid, layout, options.dtype)
+        masters.initialise(options.seed)
+        return masters
 
     def _offloader(self) -> Offloader | None:
         """Let the plan's fraction of saved activations wait elsewhere; None where nothing does."""
@@ -158,6 +173,8 @@ class Job:
 
     def update(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Train on tokens [rows, seq / cp]; return the loss, if this rank has one, and the norm."""
+        if self.masters is not None:
+            return self._update_masters(self.masters, tokens, targets)
         self.optimizer.zero_grad()
         loss = self.runner.step(tokens.to(self.device), targets.to(self.device))
         scale_expert_gradients(self.experts, self.plan.layout)
@@ -166,6 +183,20 @@ class Job:
         norm = self._clip()
         self.optimizer.step()
         return loss, norm
+
+    def _update_masters(
+        self, masters: Masters, tokens: Tensor, targets: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        loss = self.runner.step(tokens.to(self.device), targets.to(self.device))
+        masters.collect()
+        norm = self._clip()
+        masters.update(self.optimizer)
+        return loss, norm
+
+    def settle(self) -> None:
+        """Wait for an update that runs behind the passes."""
+        if self.masters is not None:
+            self.masters.settle()
 
     def step(self, number: int) -> Step:
         """Run one optimizer step; the batch is made before the clock starts."""

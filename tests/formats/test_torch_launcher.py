@@ -143,7 +143,8 @@ def test_plan_that_cannot_run_is_refused_with_every_reason(tmp_path: Path) -> No
         (Layout(pp=2, dp=2, shard=Shard.zero(3, 2)), "L24"),
         (Layout(tp=3), "L11"),
         (Layout(dp=3), "L16"),
-        (Layout(dp=4, shard=Shard(1, 2, 4)), "L22"),
+        (Layout(dp=4, shard=Shard(1, 2, 4)), None),
+        (Layout(dp=8, shard=Shard(1, 2, 4)), "L22"),
     ],
 )
 def test_search_asks_the_same_rules(layout: Layout, first: str | None) -> None:

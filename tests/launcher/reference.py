@@ -25,6 +25,14 @@ def whole_model(spec: ModelSpec, seed: int = 0) -> Decoder:
     return model
 
 
+@torch.no_grad()
+def _hand_over(seen: Decoder, model: Decoder) -> None:
+    """Move gradients to ``model``, and bring its weights of before their update to ``seen``."""
+    for copy, weight in zip(seen.parameters(), model.parameters(), strict=True):
+        weight.grad, copy.grad = copy.grad, None
+        copy.copy_(weight)
+
+
 def reference_losses(
     plan: Plan,
     steps: int = 3,
@@ -33,9 +41,13 @@ def reference_losses(
     clip: float = 0.0,
     spoil: Spoil = lambda model: None,
 ) -> list[float]:
-    """Return the loss of each step; ``spoil`` may damage the gradients before the update."""
+    """Return the loss of each step; ``spoil`` may damage the gradients before the update.
+
+    With a delayed update the passes of a step do not see the update of the step before.
+    """
     config = parse_plan(plan.model_dump(mode="json"))
     model = whole_model(plan.model)
+    seen = whole_model(plan.model) if config.layout.delayed_update else model
     update: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     if optimizer == "adamw":
         betas, decay = (0.9, 0.95), 0.1
@@ -43,10 +55,12 @@ def reference_losses(
     losses = []
     for step in range(1, steps + 1):
         batch = rows(0, config.global_batch, step, 0, config.seq_len, config.model.vocab)
-        logits = model(batch[:, :-1])
+        logits = seen(batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         update.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if seen is not model:
+            _hand_over(seen, model)
         spoil(model)
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)

@@ -48,14 +48,20 @@ LEGAL = Facts(
 MOE: dict[str, Any] = {"experts": 8, "expert_ffn_hidden": 48, "shared_ffn_hidden": 32}
 
 # rule, what differs from a legal layout, words of the message
+FLAT: dict[str, Any] = {"pp": 1, "tp": 1}
+ZERO_3: dict[str, Any] = {"shard_weights": 4, "shard_gradients": 4}
 HOST: dict[str, Any] = {"offload_optimizer": 1.0}
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("L35", {"optimizer": "lamb"}, "optimizer='lamb'"),
     ("L36", {"lora_rank": 8}, "lora_rank=8"),
     ("L37", {"offload_optimizer": 0.5}, "offload_optimizer=0.5"),
     ("L38", HOST | {"offload_weights": True}, "try shard_weights 4 (ZeRO-3)"),
-    ("L40", HOST | {"delayed_update": True}, "delayed_update"),
-    ("L39", HOST | {"pp": 1, "shard_weights": 4, "shard_gradients": 4}, "moves the weights too"),
+    (
+        "L40",
+        FLAT | HOST | ZERO_3 | {"offload_weights": True, "delayed_update": True},
+        "delayed_update with offload_weights",
+    ),
+    ("L39", FLAT | HOST | {"shard_gradients": 2}, "try 1 or shard_optimizer=4"),
     ("L1", MOE | {"sequence_parallel": False}, "experts with tp=2 need sequence_parallel"),
     ("L2", MOE | {"hidden": 516}, "hidden=516 and ffn_hidden/etp=48; both must be multiples of 8"),
     ("L2", MOE | {"expert_ffn_hidden": 40, "etp": 2}, "hidden=512 and ffn_hidden/etp=20"),
@@ -85,16 +91,20 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("L20", {"layers": 1, "pp": 4}, "pp=4 times vpp=1 stages exceed layers=1"),
     ("L21", {"shard_optimizer": 3}, "shard_optimizer=3 does not divide dp=4; try 2 or 4"),
     ("L21", {"shard_optimizer": 3, "cp": 2}, "does not divide dp*cp=8; try 2 or 4"),
-    ("L22", {"pp": 1, "shard_gradients": 2}, "shard_gradients=2 must be 1 or shard_optimizer=4"),
-    ("L23", {"pp": 1, "shard_weights": 2}, "shard_weights=2 needs shard_gradients"),
+    ("L22", FLAT | {"dp": 8, "shard_gradients": 2}, "the last be shard_gradients or all dp*cp=8"),
+    ("L22", FLAT | {"shard_weights": 2}, "must divide each other in this order"),
+    ("L23", FLAT | {"tp": 2, "shard_gradients": 2}, "sharding 1, 2, 4 of weights, gradients"),
+    ("L23", FLAT | MOE | {"shard_gradients": 2}, "with tp=1, pp=1, experts=8; try 1, 1"),
+    ("L23", HOST | {"tp": 1, "delayed_update": True}, "delayed_update is not executed"),
+    ("L23", HOST | ZERO_3 | {"pp": 1}, "offload_optimizer with shard_weights=4"),
+    ("L44", {"pp": 1, "shard_secondary": 2} | ZERO_3, "with weights over 4 of 8 ranks"),
     (
         "L41",
-        {"pp": 1, "shard_weights": 4, "shard_gradients": 4, "shard_secondary": 3},
+        FLAT | ZERO_3 | {"shard_secondary": 3},
         "shard_secondary=3 must divide shard_weights=4",
     ),
     ("L42", {"context_exchange": "post", "cp": 2}, "try all_gather, ring, all_to_all"),
     ("L43", {"context_exchange": "all_to_all", "cp": 4}, "tp*cp=8 does not divide the 4 key/value"),
-    ("L41", {"shard_secondary": 2}, "shard_secondary=2 must divide shard_weights=1"),
     ("L24", {"shard_gradients": 4}, "pp=2 with shard_weights=1, shard_gradients=4"),
     ("L32", {"schedule": "zb_v", "vpp": 3}, "schedule zb_v has two chunks per rank, not 3"),
     ("L33", {"schedule": "dualpipe_v", "vpp": 2}, "schedule dualpipe_v with tp=2 is not executed"),
@@ -115,7 +125,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "L30",
-        MOE | {"pp": 1, "shard_weights": 4, "shard_gradients": 4, "shard_secondary": 2},
+        MOE | FLAT | ZERO_3 | {"shard_secondary": 2},
         "shard_secondary=2 is not executed by this version of the launcher with experts; try 0",
     ),
     ("L31", {"attention_sinks": True}, "attention_sinks=True, expert_bias=False"),
@@ -136,7 +146,11 @@ LEGAL_TOO: list[dict[str, Any]] = [
     {"vpp": 2, "global_batch": 24},
     {"layers": 6, "pp": 4, "vpp": 2},
     {"pp": 1, "shard_gradients": 4},
-    {"pp": 1, "shard_gradients": 4, "shard_weights": 4, "shard_secondary": 2},
+    FLAT | ZERO_3 | {"shard_secondary": 2},
+    FLAT | {"shard_gradients": 2},
+    FLAT | {"shard_gradients": 2, "shard_weights": 2},
+    FLAT | HOST | ZERO_3 | {"delayed_update": True},
+    FLAT | HOST | {"delayed_update": True},
     {"pp": 1, "shard_gradients": 4, "shard_weights": 4},
     {"shard_optimizer": 1},
     {"shard_optimizer": 2},

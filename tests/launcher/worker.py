@@ -22,12 +22,21 @@ from planner.launcher.preflight import plan_problems
 from planner.launcher.train import Job, Options
 
 
+def _sent_bytes(kind: str, args: Any) -> int:
+    """Return the bytes that one rank sends on a ring: all but its own part of the whole buffer."""
+    if kind not in ("allgather_base", "reduce_scatter_base"):
+        return 0
+    out, source = (one.numel() * one.element_size() for one in args[:2])
+    return abs(out - source)
+
+
 class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what reaches the process groups."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
@@ -35,7 +44,9 @@ class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if DTensor in types:
             return NotImplemented  # come back with the local tensors
         if func.namespace in ("c10d", "_c10d_functional"):
-            self.counts[func._opname.strip("_")] += 1
+            kind = func._opname.strip("_")
+            self.counts[kind] += 1
+            self.sent_bytes[kind] += _sent_bytes(kind, args)
         return func(*args, **(kwargs or {}))
 
 
@@ -53,11 +64,13 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     losses = [job.step(number).loss for number in range(job.first_step, options.steps)]
     with Collectives() as seen:
         losses.append(job.step(options.steps).loss)
+    job.settle()
     if case["save"]:
         checkpoint.save(job, Path(case["save"]), options.steps)
     return {
         "losses": losses,
         "collectives": seen.counts,
+        "sent_bytes": seen.sent_bytes,
         "offloaded": 0 if job.offloader is None else job.offloader.counts.stored,
         "parameters": sum(parameter.numel() for parameter in job.parameters),
         "local_expert_parameters": sum(local_size(parameter) for parameter in job.experts),
