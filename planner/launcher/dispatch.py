@@ -43,16 +43,17 @@ class _Exchange(torch.autograd.Function):
     ) -> Tensor:
         """``sent`` and ``received`` count rows by rank of ``group``."""
         ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _all_to_all(rows, sent, received, group)
+        return all_to_all(rows, sent, received, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _all_to_all(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
+        return all_to_all(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
 
 
-def _all_to_all(
+def all_to_all(
     rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
 ) -> Tensor:
+    """Return [received, ...] of all ranks; ``sent`` and ``received`` count rows by rank."""
     out = rows.new_empty(sum(received), *rows.shape[1:])
     dist.all_to_all_single(out, rows.contiguous(), received, sent, group=group)
     return out
@@ -99,7 +100,7 @@ class Dispatch:
         """
         slots = self._slots(choice)
         order = slots.argsort(stable=True)
-        counts = torch.zeros(self.experts * self.etp, dtype=torch.long, device=slots.device)
+        counts = torch.zeros(self.ep * self.etp * self.width, dtype=torch.long, device=slots.device)
         counts.scatter_add_(0, slots, torch.ones_like(slots))
         copies = choice.shape[1] * self.etp
         rows = reorder(tokens, order, copies)
@@ -109,9 +110,14 @@ class Dispatch:
         whole = back.squeeze(2) if self.etp == 1 else back.sum(2)
         return (whole * share[:, :, None].to(whole.dtype)).sum(1)
 
+    @property
+    def width(self) -> int:
+        """Experts of a rank."""
+        return self.experts // self.ep
+
     def _slots(self, choice: Tensor) -> Tensor:
         """Return the destination of each copy, [tokens * top_k * etp], sorted by rank, expert."""
-        each = self.experts // self.ep
+        each = self.width
         split = torch.arange(self.etp, device=choice.device)
         rank = (choice // each)[..., None] * self.etp + split
         return (rank * each + (choice % each)[..., None]).flatten()
@@ -119,7 +125,7 @@ class Dispatch:
     def _away(self, rows: Tensor, counts: Tensor, experts: Experts) -> Tensor:
         """Send ``rows`` to the ranks of their experts and return the results in the same order."""
         assert self.group is not None
-        each = self.experts // self.ep
+        each = self.width
         received, sent, got = exchange_counts(counts.view(-1, each), self.group)
         rows = _Exchange.apply(rows, sent, got, self.group)  # type: ignore[no-untyped-call]
         # they arrive by rank; the experts want them by expert

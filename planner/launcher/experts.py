@@ -10,14 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .dispatch import Dispatch
+from .materialise import Copies
 from .mlp import Mlp, swiglu
 from .plan_file import ModelConfig, MoEConfig
-
-
-def _product(rows: Tensor, weight: nn.Parameter, ends: Tensor) -> Tensor:
-    """Return ``rows`` times each expert's matrix; ``ends`` is where each expert's rows end."""
-    local = weight.to_local() if isinstance(weight, DTensor) else weight
-    return F.grouped_mm(rows, local.transpose(1, 2), offs=ends)
 
 
 class Experts(nn.Module):
@@ -29,13 +24,24 @@ class Experts(nn.Module):
         self.gate = nn.Parameter(torch.empty(wide)) if model.gated_mlp else None
         self.up = nn.Parameter(torch.empty(wide))
         self.down = nn.Parameter(torch.empty(moe.experts, model.hidden, moe.ffn_hidden))
+        self.copies: Copies | None = None
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Return [rows, hidden] of ``rows`` sorted by expert; ``counts`` are rows per expert."""
         ends = counts.cumsum(0, dtype=torch.int32)
-        up = _product(rows, self.up, ends)
-        inner = F.gelu(up) if self.gate is None else swiglu(_product(rows, self.gate, ends), up)
-        return _product(inner, self.down, ends)
+        up = self._product(rows, self.up, ends)
+        if self.gate is None:
+            inner = F.gelu(up)
+        else:
+            inner = swiglu(self._product(rows, self.gate, ends), up)
+        return self._product(inner, self.down, ends)
+
+    def _product(self, rows: Tensor, weight: nn.Parameter, ends: Tensor) -> Tensor:
+        """Return ``rows`` times each expert's matrix; ``ends`` is where each expert's rows end."""
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        if self.copies is None:
+            return F.grouped_mm(rows, local.transpose(1, 2), offs=ends)
+        return self.copies.product(rows, local, ends)
 
 
 class MixtureOfExperts(nn.Module):

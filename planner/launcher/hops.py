@@ -42,7 +42,7 @@ class Hop:
         ]
 
     def gather(self, pieces: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
-        """Return tensors of ``rows`` rows, each rank's ``pieces`` behind one another. Collective."""
+        """Return tensors of ``rows`` rows, the ``pieces`` of all ranks in order. Collective."""
         if self.size == 1:
             return list(pieces)
         sent = torch.cat(

@@ -52,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
                         help="save after every so many steps too")  # fmt: skip
     parser.add_argument("--offload-directory", type=Path, metavar="DIR",
                         help="on the drive where a plan's activations wait")  # fmt: skip
+    parser.add_argument("--expert-slots", type=int, default=0, metavar="N",
+                        help="copy loaded experts to so many slots of a rank (FSSDP)")  # fmt: skip
+    parser.add_argument(
+        "--gather-again",
+        action="store_true",
+        help="drop the copies after the forward pass and gather them again",
+    )
     parser.add_argument("--timeout-s", type=float, default=600.0, help="of one collective")
     parser.add_argument("--check", action="store_true", help="check the plan, start nothing")
     return parser
@@ -60,6 +67,18 @@ def _parser() -> argparse.ArgumentParser:
 def _rate(arguments: argparse.Namespace) -> LearningRate:
     return LearningRate(arguments.lr, arguments.lr_curve, arguments.warmup, arguments.least_lr,
                         arguments.steps)  # fmt: skip
+
+
+def _copy_problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
+    found = []
+    if arguments.expert_slots < 0:
+        found.append(f"--expert-slots {arguments.expert_slots} must be at least 0; 0: no copies")
+    if arguments.expert_slots > 0 and (plan.layout.ep == 1 or plan.layout.etp > 1):
+        found.append(f"--expert-slots needs experts on several ranks that are not split: ep above "
+                     f"1, etp 1; the plan has {plan.layout.ep} and {plan.layout.etp}")  # fmt: skip
+    if arguments.gather_again and not arguments.expert_slots:
+        found.append("--gather-again needs --expert-slots N")
+    return found
 
 
 def _problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
@@ -72,6 +91,7 @@ def _problems(plan: PlanFile, arguments: argparse.Namespace) -> list[str]:
         found.append(f"--save-every {arguments.save_every} must be at least 0; 0: not")
     if arguments.save_every > 0 and arguments.checkpoint is None:
         found.append(f"--save-every {arguments.save_every} needs --checkpoint DIR")
+    found += _copy_problems(plan, arguments)
     if arguments.checkpoint is not None:
         optimizer = arguments.optimizer or plan.optimizer
         facts = job_facts(plan, arguments.seed, optimizer, arguments.data)
@@ -117,6 +137,8 @@ def _train(plan: PlanFile, arguments: argparse.Namespace) -> None:
         data=arguments.data,
         token_bytes=arguments.token_bytes,
         offload_directory=arguments.offload_directory,
+        expert_slots=arguments.expert_slots,
+        gather_again=arguments.gather_again,
     )
     process = runtime.start(plan.rank_map, "nccl" if nccl else "gloo", arguments.timeout_s)
     with runtime.named(process):

@@ -172,7 +172,8 @@ class Masters:
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the masters and the weights. Collective.
 
-        Delayed, the weights get the values before the update: the passes of step N + 1 then see the updates of steps 1 to N - 1 (ZeRO-Offload, Fig. 6).
+        Delayed, the weights get the values before the update: the passes of step N + 1 then see the
+        updates of steps 1 to N - 1 (ZeRO-Offload, Fig. 6).
         """
         if not self.delayed:
             optimizer.step()

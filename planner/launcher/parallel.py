@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from .dispatch import Dispatch
 from .experts import Experts, MixtureOfExperts
 from .facts import masters_apart
+from .materialise import Copies, CopyDispatch
 from .mesh import Grid, expert_data_mesh
 from .model import Block, Decoder, TiedHead
 from .plan_file import LayoutConfig
@@ -51,6 +52,19 @@ def split_experts(stage: Decoder, grid: Grid) -> None:
             experts.register_parameter(name, nn.Parameter(split))
         ep, etp = mesh["ep"].size(), mesh["etp"].size()
         mixture.dispatch = Dispatch(mixture.dispatch.experts, ep, etp, grid.expert_group)
+
+
+def copy_experts(stage: Decoder, slots: int, again: bool, device: torch.device) -> list[Copies]:
+    """Let every expert layer of ``stage`` copy its loaded experts to ``slots`` of each rank."""
+    made = []
+    for mixture in _mixtures(stage):
+        old = mixture.dispatch
+        assert old.group is not None
+        copies = Copies(old.experts, slots, again, old.group, device)
+        mixture.experts.copies = copies
+        mixture.dispatch = CopyDispatch(old.experts, old.ep, old.etp, old.group, copies)
+        made.append(copies)
+    return made
 
 
 def expert_parameters(stage: Decoder) -> list[nn.Parameter]:

@@ -14,11 +14,18 @@ from .facts import masters_apart
 from .learning_rate import LearningRate
 from .loss import cross_entropy
 from .masters import Masters
+from .materialise import Copies
 from .mesh import Grid, build_grid
 from .model import Decoder
 from .offload import LEAST_BYTES, Offloader
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rate
-from .parallel import expert_parameters, scale_expert_gradients, shard_data, split_experts
+from .parallel import (
+    copy_experts,
+    expert_parameters,
+    scale_expert_gradients,
+    shard_data,
+    split_experts,
+)
 from .places import place_for
 from .plan_file import PlanFile
 from .runner import Loop, Loss, Pipeline, Runner, stages_of_rank
@@ -44,6 +51,8 @@ class Options:
     token_bytes: int = 2
     offload_directory: Path | None = None
     least_offload_bytes: int = LEAST_BYTES
+    expert_slots: int = 0
+    gather_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ class Job:
         self.grid, self.tied = skeleton.grid, skeleton.tied
         self.stages = list(skeleton.stages.values())
         self.masters = self._fill()
+        self.copies = self._copies()
         self.offloader = self._offloader()
         self.runner = self._runner(skeleton.stages)
         weights = {n: p for s in self.stages for n, p in s.named_parameters()}
@@ -123,6 +133,12 @@ class Job:
         masters = Masters(self.stages[0], self.grid, layout, options.dtype)
         masters.initialise(options.seed)
         return masters
+
+    def _copies(self) -> list[Copies]:
+        slots, again = self.options.expert_slots, self.options.gather_again
+        if not slots:
+            return []
+        return [c for s in self.stages for c in copy_experts(s, slots, again, self.device)]
 
     def _offloader(self) -> Offloader | None:
         """Let the plan's fraction of saved activations wait elsewhere; None where nothing does."""
@@ -182,6 +198,8 @@ class Job:
             self.tied.add_gradients()
         norm = self._clip()
         self.optimizer.step()
+        for copies in self.copies:
+            copies.place_again()
         return loss, norm
 
     def _update_masters(

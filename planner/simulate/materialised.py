@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from planner.cost.collectives import Group, collective_s
-from planner.cost.experts import Balance, materialised, placed
+from planner.cost.experts import Balance, placed
 from planner.cost.layer import Prices
 from planner.cost.overlap import beside_s, lost_share
+from planner.launcher.copies import materialised
 from planner.layout.layout import Layout
 from planner.model.operations import Collective, Shape, attention_operations
 from planner.model.parameters import expert_parameters

@@ -27,6 +27,8 @@ class Case:
     save: Path | None = None
     resume: Path | None = None
     offload: Path | None = None
+    expert_slots: int = 0
+    gather_again: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -42,6 +44,7 @@ def launch(cases: Mapping[str, Case], processes: int, directory: Path) -> dict[s
             "plan": case.plan.model_dump(mode="json"),
             "options": case.options,
             "dtype": case.dtype,
+            "copies": {"expert_slots": case.expert_slots, "gather_again": case.gather_again},
             "save": str(case.save or ""),
             "resume": str(case.resume or ""),
             "offload": str(case.offload or ""),

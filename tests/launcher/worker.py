@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -54,7 +55,8 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     plan = parse_plan(case["plan"])
     assert plan_problems(plan) == []
     rate = LearningRate(case["options"]["lr"])
-    chosen = case["options"] | {"dtype": getattr(torch, case["dtype"]), "lr": rate}
+    chosen = case["options"] | case["copies"]
+    chosen |= {"dtype": getattr(torch, case["dtype"]), "lr": rate}
     if case["offload"]:
         chosen |= {"offload_directory": Path(case["offload"]), "least_offload_bytes": 256}
     options = Options(**chosen)
@@ -62,6 +64,9 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     if case["resume"]:
         checkpoint.resume(job, Path(case["resume"]))
     losses = [job.step(number).loss for number in range(job.first_step, options.steps)]
+    placed = [list(copies.copies) for copies in job.copies]
+    for copies in job.copies:
+        copies.gathered_bytes = copies.reduced_bytes = 0
     with Collectives() as seen:
         losses.append(job.step(options.steps).loss)
     job.settle()
@@ -71,11 +76,20 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
         "losses": losses,
         "collectives": seen.counts,
         "sent_bytes": seen.sent_bytes,
+        "copies": placed,
+        "copied_bytes": total([(c.gathered_bytes, c.reduced_bytes) for c in job.copies]),
         "offloaded": 0 if job.offloader is None else job.offloader.counts.stored,
         "parameters": sum(parameter.numel() for parameter in job.parameters),
         "local_expert_parameters": sum(local_size(parameter) for parameter in job.experts),
         "local_parameters": sum(local_size(parameter) for parameter in job.parameters),
     }
+
+
+def total(rows: list[tuple[int, int]]) -> list[int]:
+    """Return the sums of both columns over all rows and ranks."""
+    sums = torch.tensor(rows or [(0, 0)]).sum(0)
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def local_size(parameter: torch.Tensor) -> int:

@@ -5,8 +5,9 @@ from math import prod
 
 import pytest
 
-from planner.cost.experts import materialised, placed, zipf_exponent, zipf_loads
+from planner.cost.experts import placed, zipf_exponent, zipf_loads
 from planner.cost.layer import Prices
+from planner.launcher.copies import materialised
 from planner.layout.layout import Layout, Shard
 from planner.simulate.materialised import Routed, slot_bytes, sparse, static
 from planner.simulate.step import estimate_step
