@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cost.experts import materialised, placed, zipf_exponent, zipf_loads
+from planner.cost.experts import placed, zipf_exponent, zipf_loads
 from planner.cost.imbalance import unbalanced
+from planner.launcher.copies import materialised
 from planner.model.operations import Collective, Elementwise, Gemm
 from planner.spec.job import RoutingSpec
 

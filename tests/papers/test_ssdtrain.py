@@ -61,9 +61,33 @@ def facts(prices: Prices) -> tuple[float, OffloadFacts]:
     return after / before - 1, found
 
 
-# The paper: 28-40 %, 47 % at most. Two layers at a time are on the GPU here, whole: of a model of
-# two that is everything, and less is saved than by the paper's smaller modules.
+# The paper: 28-40 %, 47 % at most. This planner's launcher does otherwise than the paper's: it waits
+# for stores before the loss, so four layers save more, and has two whole layers at a time on the
+# GPU, all of a model of two, which saves less. By the paper's rules the next test meets its range.
 REDUCTION = [(8192, 4, 0.45, 0.53), (12288, 3, 0.28, 0.47), (16384, 2, 0.08, 0.28)]
+SLOWER_ARRAY = 3 * 6.1 * GB  # the two GPUs have arrays of four and three drives
+
+
+def paper_peak(prices: Prices) -> float:
+    """Return the peak by SSDTrain's rules (section 3): stores run on into the backward pass.
+
+    When the loss begins the last layer is whole on the GPU, and so is what the drives have not
+    written since the first layer was over. Loads come tensor by tensor as tensors are freed.
+    """
+    away = rank_memory(prices.model, prices.job, AWAY, 0)
+    layer = facts(prices)[1].moved_bytes / (prices.model.layers - 1)
+    forward_s = estimate_step(prices, KEPT).parts_s["compute"] / 3
+    written = SLOWER_ARRAY * forward_s * (1 - 1 / prices.model.layers)
+    return layer + max(0.0, layer * (prices.model.layers - 1) - written) + away.working
+
+
+@pytest.mark.parametrize(("hidden", "layers"), [model[:2] for model in MODELS])
+def test_reduction_of_the_paper_by_its_own_rules(hidden: int, layers: int) -> None:
+    prices = bert(hidden, layers)
+
+    reduction = 1 - paper_peak(prices) / activation_peak(prices, KEPT)
+
+    assert 0.28 <= reduction <= 0.47
 
 
 @pytest.mark.parametrize(("hidden", "layers", "least", "most"), REDUCTION)
