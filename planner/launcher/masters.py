@@ -13,6 +13,7 @@ per step; updated weights travel the same way back. Hops of one chain send what 
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -60,11 +61,21 @@ class Bucket:
         if self._missing:
             return
         self._missing = set(self.weights.values())
+        with self.owner.beside():
+            self._add(self._take())
+
+    def _take(self) -> list[Tensor]:
         found = []
         for each in self.weights.values():
             assert each.grad is not None
-            found.append(_local(each.grad).float())
+            local = _local(each.grad)
+            if local.is_cuda:  # freed on the stream of the backward pass, read on this one
+                local.record_stream(torch.cuda.current_stream(local.device))
+            found.append(local.float())
             each.grad = None
+        return found
+
+    def _add(self, found: list[Tensor]) -> None:
         pieces = [one.to(self.owner.resting) for one in self.owner.near.scatter(found)]
         if self.sums is None:
             self.sums = pieces
@@ -119,6 +130,8 @@ class Masters:
         self.resting = self.home if self.far.size == 1 and own else self.device
         self.mesh = grid.master_mesh
         self.buckets = [Bucket(weights, self) for weights in buckets_of(stage)]
+        cuda = self.device.type == "cuda"
+        self._stream = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
         self._update: threading.Thread | None = None
         self._failed: BaseException | None = None
 
@@ -157,6 +170,16 @@ class Masters:
         for bucket in self.buckets:
             bucket.refresh(bucket.snapshot())
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Run what follows after what is queued, beside the rest of the backward pass."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            yield
+
     def add_replicas(self, piece: Tensor) -> None:
         """Make ``piece`` the mean over the ranks that hold the same part."""
         if self.replicas.size > 1:
@@ -166,6 +189,8 @@ class Masters:
     def collect(self) -> None:
         """Give every master its gradient, once the update before is over. Collective."""
         self.settle()
+        if self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
         for bucket in self.buckets:
             bucket.collect()
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.levels import levels
 from planner.layout.limits import Limits, tiles
 from planner.layout.rules import divisors, layout_problems
 from planner.spec.cluster import ClusterSpec
@@ -66,7 +67,7 @@ def _experts(
 
 
 def _shards(pp: int, ranks: int, inside: int) -> list[Shard]:
-    """Return the shardings worth trying: ZeRO 0, 1, and without a pipeline 2, 3 and HSDP.
+    """Return the shardings worth trying: ZeRO 0, 1, and without a pipeline 2, 3, HSDP and levels.
 
     With a pipeline, gathering weights for every micro-batch never pays, and torch keeps them whole
     anyway (torch/distributed/pipelining/stage.py).
@@ -78,6 +79,7 @@ def _shards(pp: int, ranks: int, inside: int) -> list[Shard]:
         shards += [Shard.zero(2, ranks), Shard.zero(3, ranks)]
         if inside < ranks and ranks % inside == 0 and inside > 1:
             shards.append(Shard(inside, inside, inside))
+            shards += levels(ranks, inside)
     return shards
 
 

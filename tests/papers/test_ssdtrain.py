@@ -61,9 +61,9 @@ def facts(prices: Prices) -> tuple[float, OffloadFacts]:
     return after / before - 1, found
 
 
-# The paper: 28-40 %, 47 % at most. This planner's launcher does otherwise than the paper's: it waits
-# for stores before the loss, so four layers save more, and has two whole layers at a time on the
-# GPU, all of a model of two, which saves less. By the paper's rules the next test meets its range.
+# The paper: 28-40 %, 47 % at most. This launcher does otherwise: it waits for stores before the
+# loss, so four layers save more, and has two whole layers at a time on the GPU, all of a model of
+# two, which saves less. By the rules of the paper the next test meets its range.
 REDUCTION = [(8192, 4, 0.45, 0.53), (12288, 3, 0.28, 0.47), (16384, 2, 0.08, 0.28)]
 SLOWER_ARRAY = 3 * 6.1 * GB  # the two GPUs have arrays of four and three drives
 
