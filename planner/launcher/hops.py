@@ -8,6 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+# torch 2.13 calls them by new names and warns about the old ones
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 @dataclass(frozen=True)
 class Hop:
@@ -33,7 +37,7 @@ class Hop:
             return list(tensors)
         sent = torch.cat([self._parts(one) for one in tensors], dim=1)
         received = sent.new_empty(sent.shape[1])
-        dist.reduce_scatter_tensor(received, sent.view(-1), group=self.group)
+        _reduce_scatter(received, sent.view(-1), group=self.group)
         received.div_(self.size)
         widths = [-(-len(one) // self.size) * _width(one) for one in tensors]
         return [
@@ -49,7 +53,7 @@ class Hop:
             [self._padded(one, -(-n // self.size)) for one, n in zip(pieces, rows, strict=True)]
         )
         received = sent.new_empty(self.size, len(sent))
-        dist.all_gather_into_tensor(received.view(-1), sent, group=self.group)
+        _all_gather(received.view(-1), sent, group=self.group)
         widths = [-(-n // self.size) * _width(one) for one, n in zip(pieces, rows, strict=True)]
         return [
             part.reshape(-1, *one.shape[1:])[:n]

@@ -68,6 +68,7 @@ LAYOUTS: dict[str, Plan] = {
     "zero3 full recompute": plan(32, 3, dp=8, micro_batch=2, recompute_layers=8),
     "hsdp": plan(32, dp=8, micro_batch=2, **HSDP),
     "hpz": plan(32, dp=8, micro_batch=2, **HPZ),
+    "levels 1, 4, 8": plan(32, dp=8, micro_batch=2, shard_gradients=4, shard_optimizer=8),
     "tp4": plan(4, tp=4, micro_batch=2),
     "tp4 sp": plan(4, tp=4, micro_batch=2, **SP),
     "tp4 sp full recompute": plan(4, tp=4, micro_batch=2, recompute_layers=8, **SP),
