@@ -80,3 +80,12 @@ def masters_apart(layout: Facts | LayoutConfig) -> bool:
     plain = (weights == 1 and gradients in (1, optimizer)) or weights == gradients == optimizer
     stays = layout.offload_optimizer > 0 and weights > 1 and not layout.offload_weights
     return not plain or stays or layout.delayed_update
+
+
+def hops_divide(f: Facts) -> bool:
+    """Whether hops of one chain scatter gradients from group to group."""
+    weights, gradients, optimizer = f.shard_weights, f.shard_gradients, f.shard_optimizer
+    if gradients == 1 and weights == 1:
+        return True
+    divide = gradients % weights == 0 and optimizer % gradients == 0
+    return divide and optimizer in (gradients, f.dp * f.cp)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 
-from .facts import Facts, masters_apart
+from .facts import Facts, hops_divide, masters_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +98,6 @@ def _shard_edp(f: Facts) -> str:
         f"shard_optimizer={f.shard_optimizer} does not divide the edp={f.edp} ranks that hold the "
         f"same experts; try {tried}"
     )
-
-
-def _levels(f: Facts) -> bool:
-    """Whether the group sizes are such that hops of one chain scatter gradients."""
-    weights, gradients, optimizer = f.shard_weights, f.shard_gradients, f.shard_optimizer
-    if gradients == 1 and weights == 1:
-        return True
-    divide = gradients % weights == 0 and optimizer % gradients == 0
-    return divide and optimizer in (gradients, f.dp * f.cp)
 
 
 def _apart(f: Facts) -> str:
@@ -264,7 +255,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "L22", f"{_OWN}.masters: gradients are scattered in hops of one chain",
-        lambda f: not _levels(f),
+        lambda f: not hops_divide(f),
         lambda f: f"shard_weights={f.shard_weights}, shard_gradients={f.shard_gradients} and "
         f"shard_optimizer={f.shard_optimizer} must divide each other in this order, and the last "
         f"be shard_gradients or all dp*cp={f.dp * f.cp} ranks",

@@ -105,7 +105,7 @@ class Job:
         """Build and fill the stages of this rank. Collective. ``stop`` is asked after each step."""
         skeleton = skeleton or build_skeleton(plan, options, device)
         self.plan, self.options, self.device = plan, options, device
-        self.stop, self.first_step = stop, 1
+        self.stop, self.first_step, self.rate = stop, 1, options.lr.peak
         self.grid, self.tied = skeleton.grid, skeleton.tied
         self.stages = list(skeleton.stages.values())
         self.masters = self._fill()
@@ -197,6 +197,7 @@ class Job:
         if self.tied is not None:
             self.tied.add_gradients()
         norm = self._clip()
+        set_rate(self.optimizer, self.rate)
         self.optimizer.step()
         for copies in self.copies:
             copies.place_again()
@@ -208,6 +209,7 @@ class Job:
         loss = self.runner.step(tokens.to(self.device), targets.to(self.device))
         masters.collect()
         norm = self._clip()
+        set_rate(self.optimizer, self.rate)  # no earlier: a delayed update reads its own
         masters.update(self.optimizer)
         return loss, norm
 
@@ -218,7 +220,7 @@ class Job:
 
     def step(self, number: int) -> Step:
         """Run one optimizer step; the batch is made before the clock starts."""
-        set_rate(self.optimizer, self.options.lr.at(number))
+        self.rate = self.options.lr.at(number)
         tokens, targets = self._batch(number)
         self._wait()
         begin = time.perf_counter()

@@ -121,7 +121,8 @@ class Layout:
         shard = self.shard
         sizes = (shard.weights, shard.gradients, shard.optimizer)
         second = f"-hpz{shard.secondary}" if shard.secondary else ""
-        if set(sizes) <= {1, self.dp * self.cp} or shard.weights == 1:
+        plain = shard.weights == 1 and shard.gradients in (1, shard.optimizer)
+        if set(sizes) <= {1, self.dp * self.cp} or plain:
             return f"zero{shard.zero_stage()}{second}"
         if len(set(sizes)) == 1:
             return f"hsdp{shard.weights}{second}"

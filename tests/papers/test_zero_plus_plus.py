@@ -109,7 +109,7 @@ def test_gains_on_384_gcds(number: int) -> None:
 def test_the_printed_gains_are_of_one_run_and_zero_plus_plus_is_what_differs() -> None:
     """1.405 times 1.707 is 2.398. With 20B and 1,024 tokens ours is that, split otherwise.
 
-    ZeRO++ is priced 21 % too fast: its conversions at the rate of the memory, as if of one kernel
+    ZeRO++ is priced 19 % too fast: its conversions at the rate of the memory, as if of one kernel
     each, and all of its gathers as if prefetched.
     """
     zero_3, zero_pp = step_s(1, ZERO_3, False, 1024), step_s(1, ZERO_PP, True, 1024)
@@ -117,7 +117,7 @@ def test_the_printed_gains_are_of_one_run_and_zero_plus_plus_is_what_differs() -
 
     assert pytest.approx(2.398, abs=0.001) == 1.405 * 1.707
     assert zero_3 / levels == pytest.approx(2.398, rel=0.05)
-    assert zero_pp / (zero_3 / 1.405) == pytest.approx(0.79, abs=0.02)
+    assert zero_pp / (zero_3 / 1.405) == pytest.approx(0.81, abs=0.02)
 
 
 def test_with_one_micro_batch_three_levels_gain_nothing() -> None:

@@ -37,11 +37,19 @@ def test_a_second_copy_loses_where_its_memory_is_worth_more() -> None:
     assert plan.to_layout().shard == Shard.zero(3, 384)
 
 
-def test_three_levels_win_with_several_micro_batches() -> None:
-    plan = best("llama-3-8b", "dgx-h100", 4, 512, 4096)
+# weights whole where they fit, shared in the node where they do not
+WON = [
+    (("llama-3-8b", "dgx-h100", 4, 512, 8192), Shard(1, 8, 32)),
+    (("llama-2-7b", "frontier", 48, 3072, 4096), Shard(8, 8, 384)),
+]
 
-    assert plan.to_layout().micro_batches(512) > 1
-    assert plan.to_layout().shard == Shard(1, 8, 32)
+
+def test_three_levels_win_with_several_micro_batches() -> None:
+    for asked, shard in WON:
+        layout = best(*asked).to_layout()
+
+        assert layout.micro_batches(asked[3]) > 1
+        assert layout.shard == shard
 
 
 def test_three_levels_lose_with_one_micro_batch() -> None:
