@@ -9,6 +9,7 @@ as ``send_forward_recv_backward`` and its relatives in Megatron-LM
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,6 +81,18 @@ class PassTimes:
         return self.tasks.order
 
 
+class GraphTimes(NamedTuple):
+    """The task graph of one pipeline: end of each task ``[tasks]``, lag on each edge ``[edges]``.
+
+    ``held``: passes include the time in which they are sent, and edges have no lag.
+    """
+
+    tasks: Tasks
+    end_s: FloatArray
+    lag_s: FloatArray
+    held: bool
+
+
 def pipeline_time(
     kind: str | Order,
     stages: int,
@@ -139,23 +152,37 @@ def pipeline_trace(
     shape = shape_of(kind, stages, chunks, micro_batches, group, overlap_p2p, delay)
     _, raw = _times(shape, forward_s, backward_s, send_s, weight_s)
     times = raw if overlap_p2p else _with_held_sends(shape, raw)
-    made = tasks_of(shape)
+    made, task_end_s, lag_s = _graph_times(shape, times)
     order, stage = made.order, made.order.virtual_stage()
 
     def of_passes(seconds: Times) -> FloatArray:
         own_s = np.where(order.backward, seconds.backward_s[0][stage], seconds.forward_s[0][stage])
         return np.asarray(np.where(order.weight, seconds.weight_s[0][stage], own_s))
 
-    own_s, task_end_s = of_passes(times), _end_s(shape, times)[0]
-    end_s = task_end_s[made.task]
+    own_s, end_s = of_passes(times), task_end_s[made.task]
     # passes of one task run one after the other, the last one up to its end
     joined = made.task[:, :-1] == made.task[:, 1:]
     for _ in range(int(np.bincount(made.task.ravel()).max()) - 1):
         next_start_s = end_s[:, 1:] - own_s[:, 1:]
         end_s[:, :-1] = np.where(joined, next_start_s, end_s[:, :-1])
-    lag_s = np.append(times.send_s[0], 0.0)[made.boundary]
     held_s = own_s - of_passes(raw)
     return PassTimes(made, end_s - own_s, end_s, held_s, raw.send_s[0], task_end_s, lag_s)
+
+
+def graph_times(arguments: dict[str, Any]) -> GraphTimes:
+    """Return when the tasks of one pipeline end; ``arguments`` are those of ``pipeline_time``."""
+    of_shape = ("kind", "stages", "chunks", "micro_batches", "group", "overlap_p2p", "delay")
+    shape = shape_of(*(arguments.get(name) for name in of_shape))  # type: ignore[arg-type]
+    seconds = ("forward_s", "backward_s", "send_s", "weight_s")
+    _, raw = _times(shape, *(arguments.get(name) for name in seconds))  # type: ignore[arg-type]
+    times = raw if arguments["overlap_p2p"] else _with_held_sends(shape, raw)
+    return GraphTimes(*_graph_times(shape, times), times is not raw)
+
+
+def _graph_times(shape: Shape, times: Times) -> tuple[Tasks, FloatArray, FloatArray]:
+    """Return the graph, the end of its tasks ``[tasks]`` and the lag on its edges ``[edges]``."""
+    made = tasks_of(shape)
+    return made, _end_s(shape, times)[0], np.append(times.send_s[0], 0.0)[made.boundary]
 
 
 def _with_held_sends(shape: Shape, times: Times) -> Times:

@@ -242,6 +242,35 @@ def _weight_gather_s(
     return found.one_s + beside_s(found.seconds - found.one_s, first_s, found.lost)
 
 
+def rank_tail(
+    prices: Prices,
+    layout: Layout,
+    kind: Kind,
+    layers: StageLayers,
+    forward_s: float,
+    backward_s: float,
+) -> RankTail:
+    """Return what a rank that holds ``layers`` does after its last pass.
+
+    ``forward_s`` and ``backward_s`` are the seconds of its passes of one micro-batch.
+    """
+    job, model, cluster = prices.job, prices.model, prices.cluster
+    copies = replace(layout, dp=layout.dp * kind.pipelines)  # each pipeline has its own stages
+    local = trained_local(model, job, layers, layout)
+    gradients = _gradient_tail_s(prices, copies, local, backward_s)
+    # where weight gradients are passes, the table's come first and are added up behind the others
+    if not kind.splits and layers.embedding != layers.head:
+        gradients += tied_table_s(model, job, layout, cluster)
+    weights = _weight_gather_s(prices, layout, local, forward_s)
+    update, offload = update_s(local, layout, job, model, cluster), 0.0
+    if layout.offload_optimizer:
+        passes_s = layout.micro_batches(job.global_batch) * (forward_s + backward_s)
+        out, host = host_update(local, layout, job, cluster, backward_s, passes_s)
+        update *= 1 - layout.offload_optimizer
+        offload = out + max(0.0, host - update)
+    return RankTail(gradients, offload, update, weights)
+
+
 def step_costs(
     prices: Prices, layout: Layout, split: Split | None = None, custom: Order | None = None
 ) -> StepCosts:
@@ -269,26 +298,17 @@ def step_costs(
         stage_cost(on[rank], layout, stage, kind.splits)
         for rank, stage in zip(rank_of_stage, stages, strict=True)
     )
-    copies = replace(layout, dp=layout.dp * pipelines)  # pipelines have their own copy of a stage
-    # where weight gradients are passes, the table's come first and are added up behind the others
-    tied_s = 0.0 if kind.splits else tied_table_s(model, job, layout, prices.cluster)
-    tails = []
-    for own, mine in zip(on, held, strict=True):
-        layers = together([stages[stage] for stage in mine])
-        local = trained_local(model, job, layers, layout)
-        forward_s = sum(costs[stage].forward_s for stage in mine)
-        backward_s = sum(costs[stage].backward_s + costs[stage].weight.total for stage in mine)
-        gradients = _gradient_tail_s(own, copies, local, backward_s)
-        gradients += tied_s * (layers.embedding != layers.head)
-        weights = _weight_gather_s(own, layout, local, forward_s)
-        update = update_s(local, layout, job, model, own.cluster)
-        offload = 0.0
-        if layout.offload_optimizer:
-            passes_s = micro_batches * (forward_s + backward_s)
-            out, host = host_update(local, layout, job, own.cluster, backward_s, passes_s)
-            update *= 1 - layout.offload_optimizer
-            offload = out + max(0.0, host - update)
-        tails.append(RankTail(gradients, offload, update, weights))
+    tails = tuple(
+        rank_tail(
+            own,
+            layout,
+            kind,
+            together([stages[stage] for stage in mine]),
+            sum(costs[stage].forward_s for stage in mine),
+            sum(costs[stage].backward_s + costs[stage].weight.total for stage in mine),
+        )
+        for own, mine in zip(on, held, strict=True)
+    )
     blocking = not (job.software.overlap_pipeline or kind.splits)
     sends_s, delay = hops_s(prices, layout, table, blocking), None
     if name == "zb_2p" and custom is None:
@@ -297,7 +317,7 @@ def step_costs(
     stall_s = slow_node_stall_s(job.software, layout, prices.cluster, micro_batches)
     return StepCosts(
         custom or name, kind, micro_batches // pipelines, stages, costs, held, sends_s, delay,
-        tuple(tails), stall_s,
+        tails, stall_s,
     )  # fmt: skip
 
 
