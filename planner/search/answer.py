@@ -23,7 +23,8 @@ from planner.plan import (
 from planner.schedule.kinds import rank_of, schedule_name
 from planner.search.families import family_bests, lost_families
 from planner.search.placed import placed, proved_gap
-from planner.search.recommend import Options, Search, search
+from planner.search.proof import any_stages_bounds_s
+from planner.search.recommend import Options, Search, fastest_fit, search
 from planner.search.stability import pareto_front, stability
 from planner.search.stages import Staged, improved
 from planner.search.targets import Target
@@ -37,6 +38,8 @@ from planner.spec.parts import healthy
 MOST_NODES_TRIED = 64  # times the nodes asked for
 SHORTEST_SEQUENCE = 256
 MOST_SIMULATED = 200  # layouts listed with time and memory only
+MOST_STAGED = 5  # more layouts given better stages, those with the least bounds
+CLOSE = 0.01  # gaps over any stages that are not looked into
 ILP_SECONDS = 0.5  # per layout; the integer programmes of 80 layers on 8 stages take 0.1-0.9 s
 
 
@@ -98,10 +101,32 @@ def recommend(
         share_s = min(ILP_SECONDS, max(0.0, deadline - time.monotonic()) / rest)
         staged.append(improved(prices, step, found.limit_bytes, target, share_s))
     staged.sort(key=lambda one: one.step.step_time_s)
+    found = _proved(prices, found, staged, target, deadline)
     lost = lost_families(prices, found, staged[0].step, bests)
     if cluster.node_links is not None:
         return _placed_plan(Prices(model, cluster, job), staged, found, lost)
     return build_plan(prices, staged, found, lost)
+
+
+def _proved(
+    prices: Prices, found: Search, staged: list[Staged], target: Target, deadline: float
+) -> Search:
+    """Return ``found`` with bounds over any stages; what these leave open joins ``staged``."""
+    until_s = (1 - CLOSE) * staged[0].step.step_time_s
+    bounds = any_stages_bounds_s(prices, found, until_s, target.uniform_recompute, deadline)
+    known = {one.step.layout for one in staged}
+    for layout in sorted(bounds, key=bounds.__getitem__)[:MOST_STAGED]:
+        left_s = deadline - time.monotonic()
+        if bounds[layout] >= until_s or layout in known or left_s <= 0:
+            continue
+        step = found.steps.get(layout) or fastest_fit(
+            prices, layout, found.limit_bytes, target, False
+        )
+        if step is not None:
+            share_s = min(ILP_SECONDS, left_s)
+            staged.append(improved(prices, step, found.limit_bytes, target, share_s))
+    staged.sort(key=lambda one: one.step.step_time_s)
+    return replace(found, bounds_s=found.bounds_s | bounds)
 
 
 def _placed_plan(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from planner.cost.layer import PassCost, Prices
 from planner.layout.layout import Layout, Recompute
 from planner.layout.stages import Split
+from planner.schedule.kinds import kind_of, schedule_name
 from planner.search.partition import FloatArray, PartitionProblem, moment_bytes
 from planner.simulate.pipeline import pipeline_time
 from planner.simulate.step import StepCosts, ends_s, pipeline_arguments, step_costs
@@ -36,33 +37,16 @@ class Simulator:
         """Price the layers of ``layout``, each kept and recomputed."""
         self.base: StepCosts = step_costs(prices, layout, split)
         self.arguments = pipeline_arguments(prices, layout, self.base)
-        kept = replace(layout, recompute=kept_recompute(layout))
         kinds = [prices.model.is_moe_layer(layer) for layer in range(prices.model.layers)]
         self.sums = {}
-        for recompute in (kept.recompute, Recompute.FULL):
-            by_kind = {moe: self._layer_s(prices, kept, moe, recompute) for moe in set(kinds)}
-            of_layers = np.array([by_kind[moe] for moe in kinds])
-            self.sums[recompute is Recompute.FULL] = _sums(of_layers)
+        for again in (False, True):
+            by_kind = layer_seconds(prices, layout, again)
+            self.sums[again] = _sums(np.array([by_kind[moe] for moe in kinds]))
         count = len(split.layers)
-        self.ends = np.zeros((count, 3))
-        self.ends[0] += self._end_s(prices, layout, "embedding")
-        self.ends[-1] += self._end_s(prices, layout, "head")
+        self.ends = end_seconds(prices, layout, count)
         passes = 2 * count * self.base.micro_batches
         self.most_at_once = min(MOST_AT_ONCE, max(8, MOST_PASSES // passes))
         self.tails = np.array([tail.total for tail in self.base.tails])
-
-    def _layer_s(
-        self, prices: Prices, layout: Layout, moe: bool, recompute: Recompute
-    ) -> tuple[float, float, float]:
-        if self.base.kind.splits:
-            block = "moe" if moe else "dense"
-            return _totals(prices.split_backward(block, layout, recompute))
-        return _totals(prices.layer(layout, moe, recompute))
-
-    def _end_s(self, prices: Prices, layout: Layout, block: str) -> tuple[float, float, float]:
-        if self.base.kind.splits:
-            return _totals(prices.split_backward(block, layout, Recompute.NONE))
-        return _totals((prices.embedding if block == "embedding" else prices.head)(layout))
 
     def stage_s(self, layers: IntArray, again: IntArray) -> FloatArray:
         """Return forward, backward and weight seconds of every stage, ``[splits, S, 3]``.
@@ -92,13 +76,43 @@ class Simulator:
         return np.asarray((ends_s(self.base, result) + self.tails).max(axis=-1)) + self.base.stall_s
 
 
+def layer_seconds(prices: Prices, layout: Layout, again: bool) -> dict[bool, FloatArray]:
+    """Return seconds of forward, backward and weight pass of a layer, ``[3]``, by "has experts".
+
+    ``again``: recomputed in full.
+    """
+    layout = replace(layout, recompute=kept_recompute(layout))
+    recompute, splits = (
+        Recompute.FULL if again else layout.recompute,
+        kind_of(schedule_name(layout)).splits,
+    )
+    kinds = {prices.model.is_moe_layer(layer) for layer in range(prices.model.layers)}
+    if splits:
+        return {
+            moe: _totals(prices.split_backward("moe" if moe else "dense", layout, recompute))
+            for moe in kinds
+        }
+    return {moe: _totals(prices.layer(layout, moe, recompute)) for moe in kinds}
+
+
+def end_seconds(prices: Prices, layout: Layout, stages: int) -> FloatArray:
+    """Return the same of embedding and head on their stages, ``[stages, 3]``."""
+    ends = np.zeros((stages, 3))
+    for stage, block, price in ((0, "embedding", prices.embedding), (-1, "head", prices.head)):
+        if kind_of(schedule_name(layout)).splits:
+            ends[stage] += _totals(prices.split_backward(block, layout, Recompute.NONE))
+        else:
+            ends[stage] += _totals(price(layout))
+    return ends
+
+
 def kept_recompute(layout: Layout) -> Recompute:
     """Return what the layers do that are not recomputed in full."""
     return Recompute.NONE if layout.recompute is Recompute.FULL else layout.recompute
 
 
-def _totals(cost: PassCost) -> tuple[float, float, float]:
-    return cost.forward.total, cost.backward.total, cost.weight.total
+def _totals(cost: PassCost) -> FloatArray:
+    return np.array([cost.forward.total, cost.backward.total, cost.weight.total])
 
 
 def _sums(values: FloatArray) -> FloatArray:

@@ -283,7 +283,7 @@ def _run(programme: Any, use: list[Any], scale: float, time_limit_s: float) -> S
     import pulp
 
     solver = pulp.HiGHS(msg=False, gapRel=PROVED, timeLimit=time_limit_s, **SOLVER_OPTIONS)
-    with _stdout_silenced():
+    with stdout_silenced():
         programme.solve(solver)
     model = programme.solverModel
     finished = model.getModelStatus().name in ("kOptimal", "kInfeasible")
@@ -295,7 +295,7 @@ def _run(programme: Any, use: list[Any], scale: float, time_limit_s: float) -> S
 
 
 @contextmanager
-def _stdout_silenced() -> Iterator[None]:
+def stdout_silenced() -> Iterator[None]:
     """Keep the solver's banner, written by C++ to file descriptor 1, out of ``--json`` output."""
     sys.stdout.flush()
     saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)

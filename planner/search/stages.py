@@ -17,7 +17,8 @@ from planner.memory.estimate import (
 from planner.memory.moments import job_shape, moments
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes
-from planner.schedule.kinds import V_SHAPED, kind_of, schedule_name, stage_of
+from planner.schedule.in_flight import peak_chunk_passes
+from planner.schedule.kinds import V_SHAPED, kind_of, rank_of, schedule_name, stage_of
 from planner.schedule.orders import order
 from planner.schedule.passes import kept_moments
 from planner.search.climb import Simulator, climb
@@ -29,8 +30,14 @@ EQUAL = "equal"
 MOST_CUTS = 3  # times that memory the problem did not see is taken off its limit
 
 
-def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> PartitionProblem:
-    """Return the prices of all layers and stages of ``layout`` under ``limit_bytes`` of device."""
+def partition_problem(
+    prices: Prices, layout: Layout, limit_bytes: float, least: bool = False
+) -> PartitionProblem:
+    """Return the prices of all layers and stages of ``layout`` under ``limit_bytes`` of device.
+
+    Working memory is that of a rank that recomputes a layer, since a partition may ask for it;
+    ``least``: what no partition can do without.
+    """
     model, job = prices.model, prices.job
     kinds = [model.is_moe_layer(layer) for layer in range(model.layers)]
     other = Recompute.NONE if layout.recompute is Recompute.FULL else layout.recompute
@@ -56,26 +63,16 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
     stages = stage_layers(model, layout.pp * layout.vpp)
     ends = [StageLayers(0, 0, stage.embedding, stage.head) for stage in stages]
     micro_batches = layout.micro_batches(job.global_batch)
-    # the working bytes of the fullest moment, with a recomputed layer: the partition may need one
-    # once on each rank, with its last chunk
-    moe = any(kinds)
-    alone = StageLayers(0, 0, dense_recomputed=int(not moe), moe_recomputed=int(moe))
     name = schedule_name(layout)
     table = stage_of(name, layout.pp, layout.vpp)  # [chunks, pp]
+    at_work = {head: _working_bytes(prices, layout, head, least) for head in (False, True)}
     extra = [0.0] * len(ends)
-    for rank, stage in enumerate(table[-1].tolist()):
+    for rank, stage in enumerate(table[-1].tolist()):  # once on each rank, with its last chunk
+        receives = receive_bytes(model, shape, software, layout, rank, micro_batches)
         # a V ends where it began: its first rank has the head
-        last = replace(alone, head=ends[stage].head)
-        extra[stage] = (
-            buffer_bytes(model, shape, software, moe)
-            + receive_bytes(model, shape, software, layout, rank, micro_batches)
-            + max(m.working for m in moments(model, job, layout, last, rank))
-        )
+        extra[stage] = at_work[ends[stage].head] + receives
     if not job.lora_rank:
         extra[table[-1, 0]] += table_gradient_bytes(model, software, layout, ends[0])
-    passes = kept_moments(order(name, layout.pp, micro_batches, layout.vpp))
-    in_flight = np.empty_like(passes)
-    in_flight[:, table.ravel()] = passes
     return PartitionProblem(
         stages=layout.pp,
         chunks=layout.vpp,
@@ -100,10 +97,48 @@ def partition_problem(prices: Prices, layout: Layout, limit_bytes: float) -> Par
                 for end, more in zip(ends, extra, strict=True)
             ]
         ),
-        in_flight=in_flight.astype(float),
+        in_flight=_in_flight(layout, micro_batches, least),
         limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes, layout, software)),
         v_shaped=name in V_SHAPED,
     )
+
+
+def _working_bytes(prices: Prices, layout: Layout, head: bool, least: bool) -> float:
+    """Return buffers and the bytes at work of a rank in its fullest moment, or the least of them.
+
+    All of them: with a layer of experts, if there is one, recomputed in full.
+    """
+    model, job = prices.model, prices.job
+    moe = model.moe_layers > 0
+    alone = [StageLayers(0, 0, False, head, int(not moe), int(moe))]
+    if least:
+        kinds = {model.is_moe_layer(layer) for layer in range(model.layers)}
+        alone = [StageLayers(int(not k), int(k), False, head) for k in kinds]
+        alone += [StageLayers(0, 0, False, head, int(not k), int(k)) for k in kinds]
+    shape = job_shape(job, layout)
+    return (min if least else max)(
+        buffer_bytes(model, shape, job.software, one.has_experts)
+        + max(moment.working for moment in moments(model, job, layout, one, 0))
+        for one in alone
+    )
+
+
+def _in_flight(layout: Layout, micro_batches: int, least: bool) -> FloatArray:
+    """Return kept passes of each virtual stage when its rank may be fullest, ``[moments, S]``.
+
+    ``least``: as ``peak_memory`` counts them, with the chunks of a rank taken together.
+    """
+    name = schedule_name(layout)
+    table = stage_of(name, layout.pp, layout.vpp)
+    if least:
+        return np.array([
+            peak_chunk_passes(layout.pp, layout.vpp, micro_batches, rank, schedule=layout.schedule)
+            for rank in rank_of(name, layout.pp, layout.vpp).tolist()
+        ], dtype=float) / layout.vpp  # fmt: skip
+    passes = kept_moments(order(name, layout.pp, micro_batches, layout.vpp))
+    in_flight = np.empty(passes.shape)
+    in_flight[:, table.ravel()] = passes
+    return in_flight
 
 
 def end_s(prices: Prices, layout: Layout, end: StageLayers) -> float:

@@ -1,0 +1,340 @@
+"""The layers of a layout's stages as a linear programme: all, with room, and no chain too long.
+
+Columns are the layers, kept or recomputed, that each stage holds; the step is the last one. Rows
+say that all layers are somewhere, that ranks have room, that no chain of passes (simulate.chains)
+is longer than the step. Layers may be cut, which only lowers the answer; whole ones count where a
+rank has no time or room for one more. HiGHS solves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from planner.cost.imbalance import slow_node_stall_s
+from planner.cost.layer import Prices
+from planner.layout.layout import Layout
+from planner.layout.stages import Split, StageLayers
+from planner.schedule.kinds import kind_of, schedule_name, stage_of
+from planner.search.climb import end_seconds, layer_seconds
+from planner.search.ilp import stdout_silenced
+from planner.search.partition import FloatArray, IntArray
+from planner.search.stages import partition_problem
+from planner.simulate.chains import Chain, longest_chain, plain_chains
+from planner.simulate.hops import hops_s
+from planner.simulate.step import rank_tail
+
+SIMULATED_GROUPS = 3  # micro-batches, in units of the ranks, that show the steady state
+MOST_UNIFORM = 8  # recomputed layers of a stage told apart where all stages recompute as many
+NEARLY = 1 + 1e-9
+# what is above 1 need not be told apart; nodes and not seconds end it, so that answers repeat
+WHOLE_OPTIONS = {
+    "objective_bound": 1.0,
+    "mip_max_nodes": 20,
+    "mip_rel_gap": 1e-3,
+    "mip_heuristic_effort": 0.0,
+}
+
+
+class Block:
+    """Linear limits, ``low <= factors @ columns + step * the step <= high``, a row each."""
+
+    def __init__(self, factors: FloatArray, low: Any, high: Any, step: float = 0.0) -> None:
+        """Factors are ``[rows, 2, kinds, stages]``; the others ``[rows]`` or one for all."""
+        count = len(factors)
+        self.factors = factors
+        self.matrix = np.column_stack([factors.reshape(count, -1), np.full(count, step)])
+        self.low = np.broadcast_to(np.asarray(low, dtype=float), count)
+        self.high = np.broadcast_to(np.asarray(high, dtype=float), count)
+
+
+class StageProgramme:
+    """The layers of each stage as columns ``[2, kinds, stages]``, kept and recomputed.
+
+    ``kinds`` are those of layers: with experts and without. One more column, the last, is the step.
+    """
+
+    def __init__(self, prices: Prices, layout: Layout, limit_bytes: float) -> None:
+        """Price layers, ends, transfers, tails and memory of ``layout``."""
+        model, job, name = prices.model, prices.job, schedule_name(layout)
+        self.layout, self.kind = layout, kind_of(name)
+        if job.software.waits_for_all:
+            self.kind = replace(self.kind, own_pace=False)
+        self.of_rank = stage_of(name, layout.pp, layout.vpp)
+        self.stages = self.of_rank.size
+        self.micro_batches = layout.micro_batches(job.global_batch)
+        self.simulated = self.micro_batches
+        if name in ("1f1b", "interleaved_1f1b"):
+            steady, groups = SIMULATED_GROUPS * layout.pp, self.micro_batches // layout.pp
+            self.simulated -= max(0, groups * layout.pp - steady)
+        self.problem = partition_problem(prices, layout, limit_bytes, least=True)
+        moe = np.array([model.is_moe_layer(layer) for layer in range(model.layers)])
+        self.kinds, self.first, self.count = np.unique(moe, return_index=True, return_counts=True)
+        self.kind_of_layer = np.searchsorted(self.kinds, moe)
+        by_kind = [layer_seconds(prices, layout, again) for again in (False, True)]
+        # [2, kinds, 3]
+        self.layer_s = np.array([[kind[one] for one in self.kinds.tolist()] for kind in by_kind])
+        self.ends_s = end_seconds(prices, layout, self.stages)
+        self.tail_s, self.tail_of_layer_s = self._tails(prices)
+        self.stall_s = slow_node_stall_s(job.software, layout, prices.cluster, self.micro_batches)
+        self.arguments: dict[str, Any] = {
+            "kind": name,
+            "stages": layout.pp,
+            "chunks": layout.vpp,
+            "micro_batches": self.micro_batches,
+            "send_s": hops_s(prices, layout, self.of_rank),
+            "overlap_p2p": job.software.overlap_pipeline,
+        }
+
+    def _tails(self, prices: Prices) -> tuple[FloatArray, FloatArray]:
+        """Return the least tail of a rank: seconds ``[ranks]`` and for a layer ``[ranks, kinds]``.
+
+        A tail is convex in the layers of a rank, since what shows of an exchange is what exceeds
+        the passes it hides behind: so its tangent is nowhere above it. Recomputed layers hide most.
+        """
+        usual, each = len(self.kinds) - 1, np.eye(len(self.kinds), dtype=np.int64)
+        mean = each[usual] * max(1, self.count.sum() // self.layout.pp)
+        found: dict[tuple[bool, bool], FloatArray] = {}
+        for mine in self.of_rank.T:
+            ends = bool((mine == 0).any()), bool((mine == self.stages - 1).any())
+            if ends in found:
+                continue
+
+            def tail(layers: IntArray, mine: IntArray = mine, ends: Any = ends) -> float:
+                counts = dict(zip(self.kinds.tolist(), layers.tolist(), strict=True))
+                held = StageLayers(counts.get(False, 0), counts.get(True, 0), *ends)
+                passes_s = layers @ self.layer_s[1] + self.ends_s[mine].sum(axis=0)
+                backward_s = float(passes_s[1] + passes_s[2])
+                return rank_tail(prices, self.layout, held, float(passes_s[0]), backward_s).total
+
+            here = tail(mean)
+            slope = [tail(mean + one) - here for one in each]
+            slope[usual] = here - tail(mean - each[usual])
+            found[ends] = np.array([here - slope[usual] * mean[usual], *slope])
+        lines = np.array([
+            found[bool((mine == 0).any()), bool((mine == self.stages - 1).any())]
+            for mine in self.of_rank.T
+        ])  # fmt: skip
+        return lines[:, 0], lines[:, 1:]
+
+    @property
+    def simulated_passes(self) -> int:
+        """Passes of one simulation."""
+        return self.stages * self.simulated * (2 + self.kind.splits)
+
+    def plain_chains(self) -> list[Chain]:
+        """Return the chains of every order."""
+        return plain_chains(self.kind, self.of_rank, self.micro_batches)
+
+    def columns(self, split: Split) -> FloatArray:
+        """Return a split as columns."""
+        found, first = np.zeros((2, len(self.kinds), self.stages)), 0
+        recomputed = split.recomputed or (0,) * self.stages
+        for stage, (count, again) in enumerate(zip(split.layers, recomputed, strict=True)):
+            for layer in range(count):
+                found[int(layer < again), self.kind_of_layer[first + layer], stage] += 1
+            first += count
+        return found
+
+    def stage_s(self, columns: FloatArray) -> FloatArray:
+        """Return seconds of forward, backward and weight pass of each stage, ``[stages, 3]``."""
+        return np.asarray(np.einsum("rks,rkp->sp", columns, self.layer_s) + self.ends_s)
+
+    def chain_block(self, chains: Sequence[Chain], until_s: float) -> Block:
+        """Keep the step, in units of ``until_s``, no shorter than each chain with its tail."""
+        passes = np.stack([chain.passes for chain in chains])
+        factors = np.einsum("csp,rkp->crks", passes, self.layer_s)
+        constant = np.stack([chain.hops for chain in chains]) @ self.arguments["send_s"]
+        constant += np.einsum("csp,sp->c", passes, self.ends_s) + self.stall_s
+        for row, chain in enumerate(chains):
+            factors[row][:, :, self.of_rank[:, chain.rank]] += self.tail_of_layer_s[chain.rank][
+                :, None
+            ]
+            constant[row] += self.tail_s[chain.rank]
+        return Block(-factors / until_s, constant / until_s, np.inf, 1.0)
+
+    def chain_s(self, chain: Chain, columns: FloatArray) -> float:
+        """Return the seconds of a chain with the tail behind it."""
+        block = self.chain_block([chain], 1.0)
+        return float(block.low[0] - (block.factors[0] * columns).sum())
+
+    def longest(self, columns: FloatArray) -> Chain:
+        """Return the longest chain of the simulated schedule.
+
+        Of many micro-batches through whole backward passes only some are simulated: in the steady
+        state the rank that does most on the chain does all passes of the others as well.
+        """
+        forward_s, backward_s, weight_s = self.stage_s(columns).T
+        times = {"forward_s": forward_s, "backward_s": backward_s}
+        times["weight_s"] = weight_s if self.kind.splits else None
+        by_rank = columns.sum(axis=0)[:, self.of_rank].sum(axis=1)  # [kinds, ranks]
+        tails_s = self.tail_s + (self.tail_of_layer_s.T * by_rank).sum(axis=0)
+        few = self.arguments | times | {"micro_batches": self.simulated}
+        _, chain = longest_chain(few, self.kind, tails_s)
+        if self.simulated < self.micro_batches:
+            busiest = chain.passes[self.of_rank].sum(axis=(0, 2)).argmax()
+            chain.passes[self.of_rank[:, busiest], :2] += self.micro_batches - self.simulated
+        return chain
+
+    def solver(self, chains: Sequence[Chain], until_s: float, uniform: int | None) -> Any:
+        """Return the programme in HiGHS, the step in units of ``until_s``; None: no split can be.
+
+        ``uniform``: what every stage recomputes, or all of its layers if it has fewer.
+        """
+        room = self._whole_layers(until_s, uniform)
+        if (
+            room.high.reshape(-1, self.layout.pp).sum(axis=1) < [self.count.sum(), *self.count]
+        ).any():
+            return None
+        blocks = [self._all_layers(), self._filled_stages(), self._memory(), room]
+        upper = np.full((2, len(self.kinds), self.stages), np.inf)
+        if uniform is not None:
+            blocks.append(self._uniform(uniform, self._most_layers(until_s)))
+            upper[1] = uniform
+        return _highs([*blocks, self.chain_block(chains, until_s)], upper)
+
+    def uniforms(self, until_s: float) -> list[int | None]:
+        """Return the numbers of recomputed layers to tell apart where all stages have the same."""
+        most = self._most_layers(until_s)
+        return list(range(most + 1)) if most <= MOST_UNIFORM else [None]
+
+    def _most_layers(self, until_s: float) -> int:
+        """Return the layers of one stage that ``until_s`` leaves time for."""
+        return int(until_s / (self.micro_batches * self.layer_s[0].sum(axis=-1).min()))
+
+    def _all_layers(self) -> Block:
+        factors = self._zeros(len(self.kinds))
+        kinds = np.arange(len(self.kinds))
+        factors[kinds, :, kinds] = 1
+        return Block(factors, self.count, self.count)
+
+    def _filled_stages(self) -> Block:
+        """Give every stage a layer, or all but the ends where there are too few."""
+        filled = self._filled()
+        factors = self._zeros(len(filled))
+        factors[np.arange(len(filled)), :, :, filled] = 1
+        return Block(factors, 1.0, np.inf)
+
+    def _filled(self) -> IntArray:
+        few = self.stages > self.count.sum()
+        return np.arange(1, self.stages - 1) if few else np.arange(self.stages)
+
+    def _layer_bytes(self) -> tuple[FloatArray, FloatArray]:
+        """Return bytes of a layer: kept for a pass ``[2, kinds]``, and always ``[kinds]``."""
+        problem = self.problem
+        kept = np.stack([problem.kept_bytes[self.first], problem.kept_recompute_bytes[self.first]])
+        return kept, problem.static_bytes[self.first]
+
+    def _memory(self) -> Block:
+        """Keep every rank within its memory at each moment."""
+        kept, static = self._layer_bytes()
+        ranks, limit = self.layout.pp, self.problem.limit_bytes
+        passes = self.problem.moments[:, self.of_rank]  # [moments, chunks, ranks]
+        factors = self._zeros(len(passes), ranks)
+        for rank, mine in enumerate(self.of_rank.T):
+            at_moments = kept[..., None] * passes[:, None, None, :, rank] + static[:, None]
+            factors[:, rank][..., mine] = at_moments / limit[rank]
+        room = 1 - self.problem.stage_bytes[self.of_rank].sum(axis=0) / limit
+        return Block(factors.reshape(-1, *factors.shape[2:]), -np.inf, np.tile(room, len(passes)))
+
+    def _whole_layers(self, until_s: float, uniform: int | None) -> Block:
+        """Keep the whole layers of a rank within its time and memory, of all kinds or each alone.
+
+        Rows ``[1 + kinds, ranks]``. ``uniform`` stages recompute so many, or all.
+        """
+        kept, static = self._layer_bytes()
+        kept_s = self.layer_s[0].sum(axis=-1)
+        again_s = (self.layer_s[1] - self.layer_s[0]).sum(axis=-1).min()
+        own_s = self.ends_s.sum(axis=-1)[self.of_rank].sum(axis=0)
+        left_s = (until_s - self.stall_s) / self.micro_batches - own_s  # [ranks]
+        left_bytes = self.problem.limit_bytes
+        left_bytes = left_bytes - self.problem.stage_bytes[self.of_rank].sum(axis=0)
+        passes = self.problem.moments[:, self.of_rank].min(axis=(0, 1))[:, None, None]
+        count = 1 + min(self.count.sum(), max(0, int(left_s.max() / kept_s.min() * NEARLY)))
+        layers, again = np.arange(count)[:, None], np.arange(count)
+        others = min(uniform or 0, 1) * (self.layout.vpp - 1)  # a layer of each other chunk
+        allowed = (again <= layers) & (again >= np.minimum(layers, (uniform or 0) + others))
+        if uniform is not None:
+            allowed &= again <= uniform * self.layout.vpp
+        every = list(range(len(self.kinds)))
+        most, factors = [], self._zeros(1 + len(every), self.layout.pp)
+        for row, kinds in enumerate((every, *([kind] for kind in every))):
+            seconds = kept_s[kinds].min() * layers + again_s * again
+            saved, full = (kept[0] - kept[1])[kinds].max(), kept[0][kinds].min()
+            size = passes * np.maximum(0, full * layers - saved * again)
+            fits = size + static[kinds].min() * layers <= left_bytes[:, None, None] * NEARLY
+            fits &= allowed & (seconds <= left_s[:, None, None] * NEARLY)
+            most.append((fits.any(axis=2) * np.arange(1, count + 1)).max(axis=1) - 1)
+            for rank, mine in enumerate(self.of_rank.T):
+                factors[row, rank][:, np.array(kinds)[:, None], mine] = 1
+        return Block(factors.reshape(-1, *factors.shape[2:]), -np.inf, np.concatenate(most))
+
+    def _uniform(self, again: int, most: int) -> Block:
+        """Recompute ``min(again, held)`` of the layers of a stage: the hull for 1 to ``most``."""
+        slope = (again - 1) / max(1, most - 1)
+        filled = self._filled()
+        factors = self._zeros(2, len(filled))
+        rows = np.arange(len(filled))
+        factors[:, rows, 1, :, filled] = 1
+        factors[1, rows, :, :, filled] -= slope
+        low = np.repeat([-np.inf, 1 - slope if again else 0.0], len(filled))
+        high = np.repeat([float(again), np.inf], len(filled))
+        return Block(factors.reshape(-1, *factors.shape[2:]), low, high)
+
+    def _zeros(self, *rows: int) -> FloatArray:
+        return np.zeros((*rows, 2, len(self.kinds), self.stages))
+
+
+def _highs(blocks: Sequence[Block], upper: FloatArray) -> Any:
+    """Return a HiGHS model that minimises the step; columns are 0 to ``upper``."""
+    import highspy
+
+    factors = np.concatenate([block.matrix for block in blocks])
+    used = factors != 0
+    linear = highspy.HighsLp()
+    linear.num_row_, linear.num_col_ = factors.shape
+    linear.col_cost_ = np.append(np.zeros(upper.size), 1.0)
+    linear.col_lower_ = np.zeros(upper.size + 1)
+    linear.col_upper_ = np.append(upper.ravel(), np.inf)
+    linear.row_lower_ = np.concatenate([block.low for block in blocks])
+    linear.row_upper_ = np.concatenate([block.high for block in blocks])
+    linear.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    linear.a_matrix_.start_ = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
+    linear.a_matrix_.index_ = np.nonzero(used)[1]
+    linear.a_matrix_.value_ = factors[used]
+    with stdout_silenced():
+        solver = highspy.Highs()
+    solver.setOptionValue("output_flag", False)
+    solver.passModel(linear)
+    return solver
+
+
+def add_row(solver: Any, block: Block) -> None:
+    """Add the one row of ``block``."""
+    (factors,) = block.matrix
+    used = np.flatnonzero(factors)
+    solver.addRow(block.low[0], block.high[0], len(used), used.astype(np.int32), factors[used])
+
+
+def solved(solver: Any) -> tuple[float, FloatArray]:
+    """Return the least step and the other columns; 1 and none where no answer is possible."""
+    solver.run()
+    if solver.getModelStatus().name != "kOptimal":
+        return 1.0, np.empty(0)
+    values = np.array(solver.getSolution().col_value)
+    return float(values[-1]), values[:-1]
+
+
+def whole_bound(solver: Any) -> float:
+    """Return the least step with whole layers, or a bound on it, at most 1."""
+    import highspy
+
+    columns = solver.getNumCol() - 1
+    integer = np.full(columns, highspy.HighsVarType.kInteger)
+    solver.changeColsIntegrality(columns, np.arange(columns, dtype=np.int32), integer)
+    for name, value in WHOLE_OPTIONS.items():
+        solver.setOptionValue(name, value)
+    solver.run()
+    status = solver.getModelStatus().name
+    return 1.0 if status == "kInfeasible" else float(solver.getInfo().mip_dual_bound)
