@@ -78,45 +78,52 @@ class StageProgramme:
         self.ends_s = end_seconds(prices, layout, self.stages)
         self.tail_s, self.tail_of_layer_s = self._tails(prices)
         self.stall_s = slow_node_stall_s(job.software, layout, prices.cluster, self.micro_batches)
+        blocking = not (job.software.overlap_pipeline or self.kind.splits)
         self.arguments: dict[str, Any] = {
             "kind": name,
             "stages": layout.pp,
             "chunks": layout.vpp,
             "micro_batches": self.micro_batches,
-            "send_s": hops_s(prices, layout, self.of_rank),
+            "send_s": hops_s(prices, layout, self.of_rank, blocking),
             "overlap_p2p": job.software.overlap_pipeline,
         }
 
     def _tails(self, prices: Prices) -> tuple[FloatArray, FloatArray]:
         """Return the least tail of a rank: seconds ``[ranks]`` and for a layer ``[ranks, kinds]``.
 
-        A tail is convex in the layers of a rank, since what shows of an exchange is what exceeds
-        the passes it hides behind: so its tangent is nowhere above it. Recomputed layers hide most.
+        A line below the tails of some numbers of layers, by a hundredth: a tail is convex in them
+        (what shows of an exchange is what exceeds the passes it hides behind) but for the steps in
+        which buckets are filled. Recomputed layers hide most.
         """
-        usual, each = len(self.kinds) - 1, np.eye(len(self.kinds), dtype=np.int64)
-        mean = each[usual] * max(1, self.count.sum() // self.layout.pp)
         found: dict[tuple[bool, bool], FloatArray] = {}
+        lines = []
         for mine in self.of_rank.T:
             ends = bool((mine == 0).any()), bool((mine == self.stages - 1).any())
-            if ends in found:
-                continue
+            if ends not in found:
+                found[ends] = self._tail_line(prices, ends, self.ends_s[mine].sum(axis=0))
+            lines.append(found[ends])
+        return np.array(lines)[:, 0], np.array(lines)[:, 1:]
 
-            def tail(layers: IntArray, mine: IntArray = mine, ends: Any = ends) -> float:
-                counts = dict(zip(self.kinds.tolist(), layers.tolist(), strict=True))
-                held = StageLayers(counts.get(False, 0), counts.get(True, 0), *ends)
-                passes_s = layers @ self.layer_s[1] + self.ends_s[mine].sum(axis=0)
-                backward_s = float(passes_s[1] + passes_s[2])
-                return rank_tail(prices, self.layout, held, float(passes_s[0]), backward_s).total
+    def _tail_line(self, prices: Prices, ends: tuple[bool, bool], ends_s: FloatArray) -> FloatArray:
+        """Return seconds at no layers, and for one more of each kind, ``[1 + kinds]``."""
+        each = np.eye(len(self.kinds), dtype=np.int64)
+        usual = len(self.kinds) - 1  # of experts, if there are any
+        mean = max(2, int(self.count.sum()) // self.layout.pp)
 
-            here = tail(mean)
-            slope = [tail(mean + one) - here for one in each]
-            slope[usual] = here - tail(mean - each[usual])
-            found[ends] = np.array([here - slope[usual] * mean[usual], *slope])
-        lines = np.array([
-            found[bool((mine == 0).any()), bool((mine == self.stages - 1).any())]
-            for mine in self.of_rank.T
-        ])  # fmt: skip
-        return lines[:, 0], lines[:, 1:]
+        def tail(layers: IntArray) -> float:
+            counts = dict(zip(self.kinds.tolist(), layers.tolist(), strict=True))
+            held = StageLayers(counts.get(False, 0), counts.get(True, 0), *ends)
+            forward_s, *backward_s = (layers @ self.layer_s[1] + ends_s).tolist()
+            seconds = forward_s, sum(backward_s)
+            return rank_tail(prices, self.layout, self.kind, held, *seconds).total
+
+        some = np.unique([1, mean // 2, mean - 1, mean, mean + 1, 2 * mean])
+        tails = np.array([tail(each[usual] * count) for count in some])
+        here = tails[some == mean][0]
+        slope = np.array([tail(each[usual] * mean + one) - here for one in each])
+        slope[usual] = (here - tails[0]) / (mean - 1)
+        lowest = (tails - slope[usual] * some).min() - 0.01 * here
+        return np.append(lowest, slope)
 
     @property
     def simulated_passes(self) -> int:
