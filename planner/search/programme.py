@@ -23,7 +23,7 @@ from planner.search.partition import FloatArray, IntArray
 from planner.search.stages import partition_problem
 from planner.simulate.chains import Chain, longest_chain, plain_chains
 from planner.simulate.hops import hops_s
-from planner.simulate.step import rank_tail
+from planner.simulate.tails import rank_tail
 
 SIMULATED_GROUPS = 3  # micro-batches, in units of the ranks, that show the steady state
 MOST_UNIFORM = 8  # recomputed layers of a stage told apart where all stages recompute as many

@@ -14,10 +14,9 @@ from planner.memory.estimate import (
     peak_memory,
     table_gradient_bytes,
 )
-from planner.memory.moments import job_shape, moments
+from planner.memory.moments import chunk_passes, job_shape, moments
 from planner.memory.states import state_bytes
 from planner.memory.working import buffer_bytes, receive_bytes
-from planner.schedule.in_flight import peak_chunk_passes
 from planner.schedule.kinds import V_SHAPED, kind_of, rank_of, schedule_name, stage_of
 from planner.schedule.orders import order
 from planner.schedule.passes import kept_moments
@@ -97,7 +96,7 @@ def partition_problem(
                 for end, more in zip(ends, extra, strict=True)
             ]
         ),
-        in_flight=_in_flight(layout, micro_batches, least),
+        in_flight=_in_flight(prices, layout, least),
         limit_bytes=np.full(layout.pp, allocated_limit(limit_bytes, layout, software)),
         v_shaped=name in V_SHAPED,
     )
@@ -123,21 +122,22 @@ def _working_bytes(prices: Prices, layout: Layout, head: bool, least: bool) -> f
     )
 
 
-def _in_flight(layout: Layout, micro_batches: int, least: bool) -> FloatArray:
+def _in_flight(prices: Prices, layout: Layout, least: bool) -> FloatArray:
     """Return kept passes of each virtual stage when its rank may be fullest, ``[moments, S]``.
 
-    ``least``: as ``peak_memory`` counts them, with the chunks of a rank taken together.
+    ``least``: as ``peak_memory`` counts them, with the chunks of a rank taken together, once its
+    gradients are there, too.
     """
-    name = schedule_name(layout)
-    table = stage_of(name, layout.pp, layout.vpp)
+    name, micro_batches = schedule_name(layout), layout.micro_batches(prices.job.global_batch)
     if least:
-        return np.array([
-            peak_chunk_passes(layout.pp, layout.vpp, micro_batches, rank, schedule=layout.schedule)
-            for rank in rank_of(name, layout.pp, layout.vpp).tolist()
-        ], dtype=float) / layout.vpp  # fmt: skip
+        ranks = rank_of(name, layout.pp, layout.vpp).tolist()
+        most = [chunk_passes(layout, micro_batches, rank) for rank in ranks]
+        if prices.job.software.lazy_gradients and layout.vpp == 1:
+            most = [min(passes, micro_batches - 1) for passes in most]
+        return np.array([most]) / layout.vpp
     passes = kept_moments(order(name, layout.pp, micro_batches, layout.vpp))
     in_flight = np.empty(passes.shape)
-    in_flight[:, table.ravel()] = passes
+    in_flight[:, stage_of(name, layout.pp, layout.vpp).ravel()] = passes
     return in_flight
 
 

@@ -1,32 +1,26 @@
 """One training step: stage times through the schedule, then gradients, optimizer and weights."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.compute import mean_peak
-from planner.cost.data_parallel import sync, tied_table_s, update_s
 from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import PassCost, Prices, Seconds
-from planner.cost.offload import host_update, link_bytes_per_s
+from planner.cost.offload import link_bytes_per_s
 from planner.cost.overlap import beside_s
 from planner.cost.sharded import (
     copied_bytes,
-    gradient_copies,
     layer_exchanges,
-    weight_bytes,
-    weight_refresh,
 )
 from planner.errors import LayoutError
 from planner.layout.layout import Layout, Recompute
 from planner.layout.local import (
-    LocalParameters,
     layer_local,
     sharded_parameters,
     stage_local,
-    trained_local,
 )
 from planner.layout.stages import Split, StageLayers, stage_layers, together
 from planner.memory.estimate import RankMemory, peak_memory
@@ -37,6 +31,7 @@ from planner.simulate.held_back import weight_delay
 from planner.simulate.hops import hops_s
 from planner.simulate.offload import exposed_s
 from planner.simulate.pipeline import PipelineResult, pipeline_time
+from planner.simulate.tails import RankTail, rank_tail
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import SoftwareSpec
 
@@ -91,23 +86,6 @@ class StageCost:
     def backward_s(self) -> float:
         """Seconds of the backward pass."""
         return self.backward.total
-
-
-class RankTail(NamedTuple):
-    """Exposed seconds of one rank after its last pass; weights are gathered for the next step.
-
-    ``offload_s``: gradients, update and weights on the host's side, beyond ``update_s``.
-    """
-
-    gradients_s: float
-    offload_s: float
-    update_s: float
-    weights_s: float
-
-    @property
-    def total(self) -> float:
-        """Seconds from the last pass to the end of the step."""
-        return sum(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,62 +191,6 @@ def stage_cost(
         forward = forward.plus(Seconds(offload=store_s))
         backward = backward.plus(Seconds(offload=load_s))
     return StageCost(forward, backward, recompute, weight)
-
-
-def _gradient_tail_s(
-    prices: Prices, layout: Layout, local: LocalParameters, last_s: float
-) -> float:
-    """Seconds of gradient reduction after the last backward pass, which took ``last_s``."""
-    software, cluster = prices.job.software, prices.cluster
-    kind, parts, bytes_each = gradient_copies(local, layout, cluster, software)
-    found = sync(kind, parts, bytes_each, software.bucket_bytes, cluster)
-    late = software.reduces_after_pipeline and layout.pp > 1
-    if late or not software.overlap_grad_reduce:
-        return found.seconds
-    return found.one_s + beside_s(found.seconds - found.one_s, last_s, found.lost)
-
-
-def _weight_gather_s(
-    prices: Prices, layout: Layout, local: LocalParameters, first_s: float
-) -> float:
-    """Seconds of gathering updated weights that the first forward pass does not hide."""
-    software, parts = prices.job.software, weight_refresh(local, layout, prices.cluster)
-    if parts is None:
-        return 0.0
-    bucket = software.gather_bucket_bytes
-    found = sync("all_gather", parts, weight_bytes(software), bucket, prices.cluster)
-    if not software.overlap_param_gather:
-        return found.seconds
-    return found.one_s + beside_s(found.seconds - found.one_s, first_s, found.lost)
-
-
-def rank_tail(
-    prices: Prices,
-    layout: Layout,
-    kind: Kind,
-    layers: StageLayers,
-    forward_s: float,
-    backward_s: float,
-) -> RankTail:
-    """Return what a rank that holds ``layers`` does after its last pass.
-
-    ``forward_s`` and ``backward_s`` are the seconds of its passes of one micro-batch.
-    """
-    job, model, cluster = prices.job, prices.model, prices.cluster
-    copies = replace(layout, dp=layout.dp * kind.pipelines)  # each pipeline has its own stages
-    local = trained_local(model, job, layers, layout)
-    gradients = _gradient_tail_s(prices, copies, local, backward_s)
-    # where weight gradients are passes, the table's come first and are added up behind the others
-    if not kind.splits and layers.embedding != layers.head:
-        gradients += tied_table_s(model, job, layout, cluster)
-    weights = _weight_gather_s(prices, layout, local, forward_s)
-    update, offload = update_s(local, layout, job, model, cluster), 0.0
-    if layout.offload_optimizer:
-        passes_s = layout.micro_batches(job.global_batch) * (forward_s + backward_s)
-        out, host = host_update(local, layout, job, cluster, backward_s, passes_s)
-        update *= 1 - layout.offload_optimizer
-        offload = out + max(0.0, host - update)
-    return RankTail(gradients, offload, update, weights)
 
 
 def step_costs(
