@@ -28,13 +28,6 @@ from planner.simulate.tails import rank_tail
 SIMULATED_GROUPS = 3  # micro-batches, in units of the ranks, that show the steady state
 MOST_UNIFORM = 8  # recomputed layers of a stage told apart where all stages recompute as many
 NEARLY = 1 + 1e-9
-# what is above 1 need not be told apart; nodes and not seconds end it, so that answers repeat
-WHOLE_OPTIONS = {
-    "objective_bound": 1.0,
-    "mip_max_nodes": 20,
-    "mip_rel_gap": 1e-3,
-    "mip_heuristic_effort": 0.0,
-}
 
 
 class Block:
@@ -331,17 +324,3 @@ def solved(solver: Any) -> tuple[float, FloatArray]:
         return 1.0, np.empty(0)
     values = np.array(solver.getSolution().col_value)
     return float(values[-1]), values[:-1]
-
-
-def whole_bound(solver: Any) -> float:
-    """Return the least step with whole layers, or a bound on it, at most 1."""
-    import highspy
-
-    columns = solver.getNumCol() - 1
-    integer = np.full(columns, highspy.HighsVarType.kInteger)
-    solver.changeColsIntegrality(columns, np.arange(columns, dtype=np.int32), integer)
-    for name, value in WHOLE_OPTIONS.items():
-        solver.setOptionValue(name, value)
-    solver.run()
-    status = solver.getModelStatus().name
-    return 1.0 if status == "kInfeasible" else float(solver.getInfo().mip_dual_bound)

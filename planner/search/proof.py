@@ -19,16 +19,13 @@ from planner.layout.layout import Layout
 from planner.layout.stages import Split
 from planner.schedule.kinds import kind_of, schedule_name
 from planner.search.partition import FloatArray
-from planner.search.programme import StageProgramme, add_row, solved, whole_bound
+from planner.search.programme import StageProgramme, add_row, solved
 from planner.search.recommend import Search
 from planner.simulate.chains import Chain
 
 LEAST_GAIN = 5e-4  # of the bound; a chain that says less ends the search
 CHAINS_AT_ONCE = 10  # looked for before the next layout has its turn
 MOST_PASSES = 3_000_000  # simulated in all to find chains: about a second
-MOST_WHOLE = 8  # layouts of which whole layers are asked for,
-WIDE = 0.98  # where the bound is below that, in units of the time to beat,
-MOST_COLUMNS = 160  # and there are no more columns
 
 
 def provable(layout: Layout, layers: int) -> bool:
@@ -96,17 +93,6 @@ class LayoutBound:
             least.bound, least.columns = solved(least.solver)
         return True
 
-    def cut_into_whole_layers(self) -> bool:
-        """Ask for whole layers where it pays, when no chain is missing; return whether it was."""
-        programme = self.programme
-        columns = 2 * len(programme.kinds) * programme.stages
-        if self.bound >= WIDE or columns > MOST_COLUMNS:
-            return False
-        for one in self.open:
-            if one.bound < 1:
-                one.bound = max(one.bound, whole_bound(one.solver))
-        return True
-
     def _missing(self, answer: FloatArray, bound: float) -> Chain | None:
         """Return a chain that ``answer`` does not keep, or None."""
         columns = answer.reshape(2, len(self.programme.kinds), self.programme.stages)
@@ -137,7 +123,7 @@ def any_stages_bounds_s(
     heapq.heapify(heap)
     known: dict[tuple[str, int, int, int], list[Chain]] = defaultdict(list)
     begun: dict[Layout, LayoutBound] = {}
-    passes = whole = 0
+    passes = 0
     while heap and heap[0][0] < until_s and time.monotonic() < deadline:
         _, row, layout = heapq.heappop(heap)
         if not provable(layout, layers):
@@ -154,8 +140,6 @@ def any_stages_bounds_s(
             before = begun[layout].passes
             more = passes < MOST_PASSES and begun[layout].refine(CHAINS_AT_ONCE)
             passes += begun[layout].passes - before
-        if not more and whole < MOST_WHOLE:
-            whole += begun[layout].cut_into_whole_layers()
         bounds[layout] = max(bounds[layout], begun[layout].bound * until_s)
         if more:
             heapq.heappush(heap, (bounds[layout], row, layout))
