@@ -102,6 +102,7 @@ def recommend(
         staged.append(improved(prices, step, found.limit_bytes, target, share_s))
     staged.sort(key=lambda one: one.step.step_time_s)
     found = _proved(prices, found, staged, target, deadline)
+    del staged[options.keep :]
     lost = lost_families(prices, found, staged[0].step, bests)
     if cluster.node_links is not None:
         return _placed_plan(Prices(model, cluster, job), staged, found, lost)
