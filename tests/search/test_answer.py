@@ -263,7 +263,8 @@ def test_interleaving_is_named_in_the_schedule() -> None:
     for question in ANSWERED:
         found = plan(question)
 
-        assert found.schedule == ("1f1b" if found.layout.vpp == 1 else "interleaved_1f1b")
+        plain = "1f1b" if found.layout.vpp == 1 else "interleaved_1f1b"
+        assert found.schedule == (found.layout.schedule or plain)
 
 
 @pytest.mark.parametrize("budget_s", [0.0, 0.02])

@@ -19,7 +19,7 @@ ASKED: list[tuple[str, str, int, int, str, dict[str, Any], str]] = [
     ("llama-3-8b", "dgx-h100", 1, 64, "megatron", {"pp": 8}, "pp 8 -> 4, dp 1 -> 2"),
     ("llama-3-8b", "dgx-h100", 1, 64, "torch",
      {"tp": 4, "dp": 2, "recompute": Recompute.FULL}, "recompute"),
-    ("small", "dgx-h100", 1, 64, "torch", {"dp": 8, "zero_stage": 3}, "micro-batch 1 -> 2"),
+    ("small", "dgx-h100", 1, 64, "torch", {"dp": 8, "zero_stage": 3}, "ZeRO-3 -> ZeRO-1"),
     ("small-moe", "dgx-a100", 1, 32, "megatron", {"dp": 8, "ep": 8, "zero_stage": 1}, "-> "),
     ("llama-3-70b", "dgx-h100", 8, 128, "megatron",
      {"tp": 8, "pp": 8, "dp": 1, "recompute": Recompute.FULL}, "recompute"),
