@@ -70,7 +70,7 @@ def solve(
         return _unproved(incumbent, least)
     solved = _solve(problem, columns, _objective, time_limit_s) if len(columns.stage) else None
     found = _partition(problem, columns, solved.chosen) if solved and len(solved.chosen) else None
-    candidates = [answer for answer in (found, incumbent) if answer is not None]
+    candidates = [answer for answer in (incumbent, found) if answer is not None]  # first of equals
     if not candidates:
         if solved is None or solved.finished:
             return no_partition(shortfall_bytes(problem, time_limit_s))
