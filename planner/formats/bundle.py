@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.errors import SpecError
+from planner.formats.accelerate import lost_by_accelerate, write_accelerate
 from planner.formats.deepspeed import lost_by_deepspeed, write_deepspeed
 from planner.formats.files import refuse_to_overwrite, write_whole
 from planner.formats.kubernetes import write_pytorchjob, write_trainjob
@@ -12,7 +13,7 @@ from planner.formats.megatron_script import write_megatron
 from planner.formats.nanotron import write_nanotron
 from planner.formats.skypilot import write_skypilot
 from planner.formats.slurm import write_slurm
-from planner.formats.start import write_start
+from planner.formats.start import write_accelerate_start, write_start
 from planner.formats.torchtitan_toml import write_torchtitan
 from planner.formats.work import Work, work_of_plan
 from planner.plan import Plan
@@ -40,12 +41,18 @@ def _start_nanotron(work: Work) -> str:
     return write_start(work, "nanotron", words, "nanotron.yaml")
 
 
+def _start_accelerate(work: Work) -> str:
+    return write_accelerate_start(work, "accelerate.yaml")
+
+
 EXPORTS: Mapping[str, Export] = {
     "megatron": Export("megatron.sh", write_megatron, "megatron.sh"),
     "torchtitan": Export("torchtitan.toml", write_torchtitan, "torchtitan.sh", _start_torchtitan),
     "deepspeed": Export("deepspeed.json", write_deepspeed, lost=lost_by_deepspeed),
+    "accelerate": Export("accelerate.yaml", write_accelerate, "accelerate.sh", _start_accelerate,
+                         lost_by_accelerate),
     "nanotron": Export("nanotron.yaml", write_nanotron, "nanotron.sh", _start_nanotron),
-}
+}  # fmt: skip
 
 
 def cluster_files(work: Work, script: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ def convert(
     work = work_of_setup(setup, settle(setup, model, gpus))
     export = EXPORTS[target]
     text = _written(work, export)
-    back = READERS[target](Path(export.config), text, {})
+    back = _completed(READERS[target](Path(export.config), text, {}), work)
     lost = [*(export.lost(work) if export.lost else []), *_left_behind(setup)]
     return Converted(text, tuple(dict.fromkeys([*lost, *_differences(work, back)])))
 
@@ -56,6 +56,14 @@ def _written(work: Work, export: Export) -> str:
         if layout == work.layout:
             raise
         return export.write(replace(work, layout=layout))
+
+
+def _completed(back: Setup, work: Work) -> Setup:
+    """Return the new file's record; where the format has no batch, with that of the job."""
+    if back.micro_batch is not None:
+        return back
+    batch = work.job.global_batch
+    return replace(back, micro_batch=work.layout.micro_batch, global_batch=batch)
 
 
 def _left_behind(setup: Setup) -> list[str]:

@@ -26,6 +26,8 @@ METHODS = {
     "deepspeed": Methods(offload_optimizer=True, shares=True, offload_weights=True),
     # training.enable_cpu_offload moves weights, gradients and state (FSDP2 CPUOffloadPolicy)
     "torchtitan": Methods(offload_optimizer=True, offload_weights=True),
+    # FSDP 2's CPUOffloadPolicy moves both, its DeepSpeed also the optimizer alone; no ratio
+    "accelerate": Methods(offload_optimizer=True, offload_weights=True),
     "nanotron": Methods(),
 }
 
