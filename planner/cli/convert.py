@@ -15,7 +15,7 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="megatron, torchtitan, deepspeed, accelerate or nanotron.", metavar="NAME"
+            help="megatron, nemo, torchtitan, deepspeed, accelerate or nanotron.", metavar="NAME"
         ),
     ],
     output: Annotated[

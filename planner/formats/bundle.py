@@ -11,6 +11,7 @@ from planner.formats.files import refuse_to_overwrite, write_whole
 from planner.formats.kubernetes import write_pytorchjob, write_trainjob
 from planner.formats.megatron_script import write_megatron
 from planner.formats.nanotron import write_nanotron
+from planner.formats.nemo_yaml import lost_by_nemo, write_nemo
 from planner.formats.skypilot import write_skypilot
 from planner.formats.slurm import write_slurm
 from planner.formats.start import write_accelerate_start, write_start
@@ -41,12 +42,21 @@ def _start_nanotron(work: Work) -> str:
     return write_start(work, "nanotron", words, "nanotron.yaml")
 
 
+def _start_nemo(work: Work) -> str:
+    words = ['"${TRAIN_SCRIPT:?set TRAIN_SCRIPT to a program that trains a Bridge recipe}"',
+             "--config-file"]  # fmt: skip
+    return write_start(
+        work, "Megatron-Bridge", words, "bridge.yaml", "CUDA_DEVICE_MAX_CONNECTIONS=1"
+    )
+
+
 def _start_accelerate(work: Work) -> str:
     return write_accelerate_start(work, "accelerate.yaml")
 
 
 EXPORTS: Mapping[str, Export] = {
     "megatron": Export("megatron.sh", write_megatron, "megatron.sh"),
+    "nemo": Export("bridge.yaml", write_nemo, "bridge.sh", _start_nemo, lost_by_nemo),
     "torchtitan": Export("torchtitan.toml", write_torchtitan, "torchtitan.sh", _start_torchtitan),
     "deepspeed": Export("deepspeed.json", write_deepspeed, lost=lost_by_deepspeed),
     "accelerate": Export("accelerate.yaml", write_accelerate, "accelerate.sh", _start_accelerate,

@@ -22,6 +22,7 @@ class Methods:
 METHODS = {
     # --optimizer-cpu-offload, --optimizer-offload-fraction (megatron/training/arguments.py)
     "megatron": Methods(offload_optimizer=True, shares=True),
+    "nemo": Methods(offload_optimizer=True, shares=True),  # the same fields of OptimizerConfig
     # the optimizer stands in the training program; ratios below 1 need stage 3 (D5)
     "deepspeed": Methods(offload_optimizer=True, shares=True, offload_weights=True),
     # training.enable_cpu_offload moves weights, gradients and state (FSDP2 CPUOffloadPolicy)

@@ -30,13 +30,16 @@ _ACCELERATE = """accelerate launch --config_file "$here/{config}" --num_machines
   --main_process_ip "${{MASTER_ADDR:-127.0.0.1}}" --main_process_port "${{MASTER_PORT:-29500}}\""""
 
 
-def write_start(work: Work, program: str, words: Sequence[str], config: str) -> str:
+def write_start(
+    work: Work, program: str, words: Sequence[str], config: str, environment: str = ""
+) -> str:
     """Return the script that runs ``words`` with ``config``, a file beside it, on every rank.
 
-    ``words`` are ours and may hold shell variables; the job's own name is quoted.
+    ``words`` and ``environment`` (``NAME=VALUE``) are ours; the job's own name is quoted.
     """
     named = [*words, f'"$here/{config}"']
-    return _script(work, program, config, launcher=_TORCHRUN, words=" ".join(named))
+    launcher = f"env {environment} {_TORCHRUN}" if environment else _TORCHRUN
+    return _script(work, program, config, launcher=launcher, words=" ".join(named))
 
 
 def write_accelerate_start(work: Work, config: str) -> str:

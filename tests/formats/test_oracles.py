@@ -18,12 +18,14 @@ from planner.formats.accelerate import read_accelerate
 from planner.formats.bundle import cluster_files
 from planner.formats.deepspeed import read_deepspeed, write_deepspeed
 from planner.formats.nanotron import write_nanotron
+from planner.formats.nemo_yaml import write_nemo
 from planner.formats.settle import settle
 from planner.formats.skypilot import write_skypilot
 from planner.formats.torchtitan import read_torchtitan
 from planner.formats.torchtitan_toml import write_torchtitan
 from planner.formats.work import work_of_plan
 from tests.formats.oracles import ask
+from tests.formats.test_megatron import WRITABLE as MEGATRON
 from tests.formats.test_other_formats import DEEPSPEED, NANOTRON, TORCHTITAN
 
 pytestmark = pytest.mark.slow
@@ -230,6 +232,17 @@ def test_kubernetes_takes_the_pods() -> None:
 
     assert answers[:-1] == [""] * len(asked)
     assert "8 is not of type" in answers[-1]
+
+
+def test_megatron_core_takes_the_fields_of_bridge() -> None:
+    works = [work_of_plan(plan) for plan in MEGATRON if plan.job.precision in ("bf16", "fp16")]
+    models = [yaml.safe_load(write_nemo(work))["model"] for work in works]
+    wrong = models[0] | {"tensor_model_parallel_sise": 2}
+
+    answers = ask("oracle_megatron.py", "megatron.core", [*models, wrong])
+
+    assert [answer["error"] for answer in answers[:-1]] == [""] * len(works)
+    assert "unexpected keyword argument" in answers[-1]["error"]
 
 
 def test_nanotron_reads_what_was_meant() -> None:

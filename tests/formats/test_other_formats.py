@@ -1,4 +1,4 @@
-"""DeepSpeed, torchtitan, accelerate and nanotron: plans written and read back."""
+"""DeepSpeed, torchtitan, accelerate, NeMo and nanotron: plans written and read back."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ from planner.formats.bundle import framework_files
 from planner.formats.deepspeed import lost_by_deepspeed, write_deepspeed
 from planner.formats.detect import detect, read_foreign
 from planner.formats.nanotron import write_nanotron
+from planner.formats.nemo_yaml import write_nemo
 from planner.formats.settle import RULES, settle
 from planner.formats.torchtitan_toml import write_torchtitan
 from planner.formats.work import Work, work_of_plan, work_of_setup
@@ -25,6 +26,8 @@ from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 from tests.formats.plans import build_plan
 from tests.formats.random_plans import random_plans
+from tests.formats.test_megatron import WRITABLE as MEGATRON
+from tests.formats.test_megatron import plain
 
 
 def obeys(framework: str, extra: Callable[[Layout], bool]) -> Callable[..., list[str]]:
@@ -145,6 +148,17 @@ def test_torchtitan_comes_back(plan: Plan, tmp_path: Path) -> None:
     assert found.model == load_model(work.model.name)
     assert (found.layers, found.again) == (work.layers, work.again)
     assert found.recompute == work.recompute
+    assert found.job.seq_len == work.job.seq_len
+
+
+@pytest.mark.parametrize("plan", MEGATRON, ids=range(len(MEGATRON)))
+def test_nemo_comes_back(plan: Plan, tmp_path: Path) -> None:
+    work = work_of_plan(plan)
+    found = back(write_nemo(work), "bridge.yaml", work, None, tmp_path)
+
+    same(found, work)
+    assert plain(found.model) == plain(work.model)
+    assert (found.layers, found.again, found.recompute) == (work.layers, work.again, work.recompute)
     assert found.job.seq_len == work.job.seq_len
 
 

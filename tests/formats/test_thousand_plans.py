@@ -64,7 +64,7 @@ def torchtitan() -> Iterator[Plan]:
 
 PLANS: dict[str, Callable[[], Iterator[Plan]]] = {
     "megatron": megatron, "deepspeed": deepspeed, "nanotron": nanotron, "torchtitan": torchtitan,
-    "accelerate": accelerate,
+    "accelerate": accelerate, "nemo": megatron,
 }  # fmt: skip
 # what a format does not say: sequence parallelism and recompute stand in DeepSpeed's program
 SILENT = {name: ("sequence_parallel",) for name in ("deepspeed", "accelerate")}
