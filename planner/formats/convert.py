@@ -8,7 +8,7 @@ from pathlib import Path
 
 from planner.errors import LayoutError, SpecError
 from planner.formats.bundle import EXPORTS, Export
-from planner.formats.detect import READERS
+from planner.formats.detect import READERS, detect
 from planner.formats.settle import settle
 from planner.formats.setup import Setup
 from planner.formats.work import Work, work_of_setup
@@ -37,7 +37,8 @@ def convert(
     work = work_of_setup(setup, settle(setup, model, gpus))
     export = EXPORTS[target]
     text = _written(work, export)
-    back = _completed(READERS[target](Path(export.config), text, {}), work)
+    form = detect(Path(export.config), text) or target
+    back = _completed(READERS[form](Path(export.config), text, {}), work)
     lost = [*(export.lost(work) if export.lost else []), *_left_behind(setup)]
     return Converted(text, tuple(dict.fromkeys([*lost, *_differences(work, back)])))
 

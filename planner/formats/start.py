@@ -33,13 +33,12 @@ _ACCELERATE = """accelerate launch --config_file "$here/{config}" --num_machines
 def write_start(
     work: Work, program: str, words: Sequence[str], config: str, environment: str = ""
 ) -> str:
-    """Return the script that runs ``words`` with ``config``, a file beside it, on every rank.
+    """Return the script that runs ``words``, which name ``config`` beside it, on every rank.
 
     ``words`` and ``environment`` (``NAME=VALUE``) are ours; the job's own name is quoted.
     """
-    named = [*words, f'"$here/{config}"']
     launcher = f"env {environment} {_TORCHRUN}" if environment else _TORCHRUN
-    return _script(work, program, config, launcher=launcher, words=" ".join(named))
+    return _script(work, program, config, launcher=launcher, words=" ".join(words))
 
 
 def write_accelerate_start(work: Work, config: str) -> str:

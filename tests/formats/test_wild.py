@@ -231,15 +231,14 @@ def test_other_files_are_not_taken_for_ours(name: str, tmp_path: Path) -> None:
 
 # files of trainers that are not read: refused by name, never taken for another format
 UNREAD = {
-    "neox.yml": '{\n  # 20B\n  "pipe_parallel_size": 4,\n  "model_parallel_size": 2,\n'
-    '  "zero_optimization": {"stage": 1,},\n  "train_micro_batch_size_per_gpu": 4,\n}\n',
     "foundry.yaml": "variables:\n  max_seq_len: 4096\nfsdp_config:\n",
     "axolotl.yaml": "base_model: x\ndp_shard_size: 2\ncontext_parallel_size: 2\n"
     "tensor_parallel_size: 2\nmicro_batch_size: 1\n",
     "arctic.yml": "type: sft\nmicro_batch_size: 1\nsequence_parallel_size: 32\n"
     "deepspeed:\n  zero_optimization:\n    stage: 3\n",
     "internevo.py": "parallel = dict(zero1=dict(size=-1), tensor=dict(size=2, mode='isp'))\n",
-    "registry.py": "def deepseek_v3_671b():\n    return Trainer.Config(parallelism=None)\n",
+    "bridge.py": "def deepseek_v3():\n    cfg = base()\n"
+    "    cfg.model.tensor_model_parallel_size = 2\n",
 }
 
 
