@@ -60,6 +60,31 @@ _DEEPSPEED = re.compile(
 )
 
 
+# trainers whose files are not read: name, what tells them, what to do instead
+_UNREAD = (
+    ("Megatron-Bridge's Python recipe", r"megatron\.bridge|ConfigContainer",
+     "save its configuration (ConfigContainer.to_yaml) and name that file"),
+    ("OLMo-core's Python script", r"\bolmo_core\b",
+     "state the layout as planner check MODEL --zero 3 does"),
+    ("InternEvo's Python configuration", r"\bparallel\s*=\s*dict\(",
+     "it shards weights over a group of their own (isp), for which no layout has a field"),
+    ("axolotl's YAML", r"(?m)^base_model\s*:", "name the DeepSpeed file that it points to"),
+    ("llm-foundry's YAML", r"(?m)^(fsdp_config|max_seq_len)\s*:",
+     "state the layout as planner check MODEL --zero 3 does"),
+    ("ArcticTraining's YAML", r"(?m)^type\s*:(.*\n)*deepspeed\s*:",
+     "write its deepspeed section into a JSON file and name that"),
+)  # fmt: skip
+
+
+def _unread(path: Path, text: str) -> str:
+    """Return which trainer's a file is, and what to do; empty for a file of nobody known."""
+    if path.suffix not in (".py", ".yaml", ".yml"):
+        return ""
+    found = (f"{name} is not read: {remedy}" for name, mark, remedy in _UNREAD
+             if (path.suffix == ".py") == ("Python" in name) and re.search(mark, text))  # fmt: skip
+    return next(found, "")
+
+
 def detect(path: Path, text: str) -> str | None:
     """Return the name of the format of a file; None where it is none that is read."""
     if path.suffix == ".json" or (text.lstrip().startswith("{") and path.suffix in _SCRIPTS):
@@ -87,6 +112,8 @@ def read_foreign(
     text = read_text(path)
     name = form or detect(path, text)
     if name is None:
+        if other := _unread(path, text):
+            raise SpecError(f"{path}: {other}")
         hint = "a Python recipe is not read: dump its configuration" if path.suffix == ".py" else (
             f"known are {', '.join(TITLES.values())}"
         )  # fmt: skip
