@@ -38,13 +38,20 @@ def obeys(framework: str, extra: Callable[[Layout], bool]) -> Callable[..., list
     return problems
 
 
+def _is_zero(layout: Layout, *groups: int) -> bool:
+    """Whether the sharding is a ZeRO stage over a group of one of these sizes, nothing between."""
+    shard = replace(layout.shard, secondary=0)
+    return any(shard == Shard.zero(shard.zero_stage(), group) for group in groups)
+
+
 def _titan_shards(layout: Layout) -> bool:
     ranks, shard = layout.dp * layout.cp, layout.shard
     if layout.pp > 1:
         return shard in (Shard(), Shard.zero(1, ranks)) and (layout.cp == 1 or shard.optimizer > 1)
     if shard.zero_stage() in (1, 0):
         return ranks == 1 or (shard == Shard() and layout.cp == 1)
-    return shard.optimizer % layout.cp == 0 and shard.optimizer >= layout.cp
+    whole = shard.optimizer % layout.cp == 0 and shard.optimizer >= layout.cp
+    return whole and _is_zero(layout, shard.optimizer)
 
 
 def _accelerate_mesh(layout: Layout) -> bool:
@@ -57,12 +64,17 @@ def _accelerate_mesh(layout: Layout) -> bool:
     if stage == 1:
         return layout.tp == 1 and shard.optimizer == layout.dp * layout.cp
     rows, left = divmod(shard.optimizer, layout.cp)
-    return left == 0 and layout.dp % rows == 0 and (rows > 1 or layout.dp == 1)
+    return (
+        _is_zero(layout, shard.optimizer)
+        and left == 0
+        and layout.dp % rows == 0
+        and (rows > 1 or layout.dp == 1)
+    )
 
 
 accelerate_problems = obeys("accelerate", _accelerate_mesh)
 deepspeed_problems = obeys(
-    "deepspeed", lambda one: one.pp == one.etp == 1 and one.shard.optimizer in (1, one.dp * one.cp)
+    "deepspeed", lambda one: one.pp == one.etp == 1 and _is_zero(one, one.dp * one.cp)
 )
 nanotron_problems = obeys(
     "nanotron", lambda one: one.pp == 1 and one.shard.optimizer in (1, one.dp * one.cp)
