@@ -13,7 +13,10 @@ def convert(
         Path, typer.Argument(help="A launch script or configuration file.", metavar="FILE")
     ],
     to: Annotated[
-        str, typer.Option(help="megatron, torchtitan, deepspeed or nanotron.", metavar="NAME")
+        str,
+        typer.Option(
+            help="megatron, nemo, torchtitan, deepspeed, accelerate or nanotron.", metavar="NAME"
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write.", metavar="FILE")

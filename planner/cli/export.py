@@ -16,7 +16,8 @@ def export(
     target: Annotated[
         str,
         typer.Option(
-            help="torch (a program of its own), megatron, torchtitan, deepspeed or nanotron.",
+            help="torch (a program of its own), megatron, nemo, torchtitan, deepspeed, accelerate "
+            "or nanotron.",
             metavar="NAME",
         ),
     ] = "torch",

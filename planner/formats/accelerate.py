@@ -1,4 +1,7 @@
-"""accelerate's YAML: FSDP 1 and 2, DeepSpeed (also in a file of its own), parallelism_config."""
+"""accelerate's YAML: FSDP 1 and 2, DeepSpeed (also in a file of its own), parallelism_config.
+
+Read and written. Model, batch and sequence length stand in the training program.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,8 +11,20 @@ from typing import Any
 from planner.errors import SpecError
 from planner.formats.deepspeed import read_deepspeed
 from planner.formats.loose import load_loose, without_holes
+from planner.formats.methods import method_problems
 from planner.formats.setup import Meaning, Reading, Setup, sort_settings, switch, text_of, whole
-from planner.layout.layout import Recompute
+from planner.formats.unsupported import (
+    offloaded,
+    partial_recompute,
+    rank_order,
+    refuse,
+    second_shards,
+    uneven_stages,
+)
+from planner.formats.work import Work
+from planner.layout.layout import Offload, Recompute, Shard
+from planner.layout.rule import Facts, broken, facts_of
+from planner.layout.rules_accelerate import RULES
 from planner.spec.files import read_text
 from planner.spec.software import TORCH_FSDP
 
@@ -24,9 +39,13 @@ SETTINGS: dict[str, Meaning] = {
     f"{_FSDP}fsdp_version": Meaning("fsdp_version", whole, "FSDP"),
     f"{_FSDP}fsdp_sharding_strategy": Meaning("strategy", text_of, "shards"),
     f"{_FSDP}fsdp_reshard_after_forward": Meaning("reshard", text_of, "reshard after forward"),
+    f"{_FSDP}fsdp_auto_wrap_policy": Meaning("wrap", text_of, "FSDP units by"),
     f"{_FSDP}fsdp_offload_params": Meaning("offload", switch, "parameters on the CPU"),
     f"{_FSDP}fsdp_cpu_offload": Meaning("offload", switch, "parameters on the CPU"),
     f"{_FSDP}fsdp_activation_checkpointing": Meaning("recompute", switch, "recompute full"),
+    f"{_FSDP}fsdp_activation_checkpointing_offload": Meaning(
+        "offload_activations", switch, "checkpoints on the CPU"
+    ),
     f"{_SIZES}dp_replicate_size": Meaning("replicate", whole, "copies"),
     f"{_SIZES}dp_shard_size": Meaning("shard", whole, "ranks that share a copy"),
     f"{_SIZES}tp_size": Meaning("tp", whole, "tp"),
@@ -56,6 +75,7 @@ _NEUTRAL = {
     "deepspeed_config", "megatron_lm_config", "parallelism_config", "tpu_name", "tpu_zone",
     "commands", "command_file", "aws_config", "num_cpu_threads_per_process",
 }  # fmt: skip
+_SIZE_NAMES = ("replicate", "shard", "tp", "cp_size", "sp_size")
 _STRATEGIES = {
     "FULL_SHARD": 3, "SHARD_GRAD_OP": 2, "NO_SHARD": 0, "HYBRID_SHARD": 3, "HYBRID_SHARD_ZERO2": 2,
     "1": 3, "2": 2, "3": 0, "4": 3, "5": 2,
@@ -79,7 +99,7 @@ def read_accelerate(path: Path, text: str, given: Mapping[str, str]) -> Setup:
     values = reading.values
     if "kind" not in values and "shard" in values:
         values["kind"] = "FSDP"
-    values.setdefault("fsdp_version", 2 if any(n.startswith(_SIZES) for n in decided) else 1)
+    values.setdefault("fsdp_version", 1)  # accelerate's default, with any mesh
     _unknown_at_top(path, reading)
     _silent(decided, values, reading)
     own = _setup(path, values, decided, reading)
@@ -92,9 +112,10 @@ def _setup(
     tp, pp = max(1, values.get("tp", 1)), max(1, values.get("pp", 1))
     cp = max(1, values.get("cp_size", 1), values.get("sp_size", 1))
     copies, shard = values.get("replicate", 1), values.get("shard")
-    zero = _zero(values)
+    zero = _zero(values, cp)
     options = dict(values) | {
         "cp_size": values.get("cp_size", 1) > 1, "sp_size": values.get("sp_size", 1) > 1,
+        "sizes": tuple(values.get(name, 1) for name in _SIZE_NAMES),
         "parallelism": any(name.startswith(_SIZES) for name in decided),
     }  # fmt: skip
     exchange = "all_to_all" if values.get("sp_size", 1) > 1 else "ring"
@@ -119,20 +140,24 @@ def _setup(
 
 def _offload(values: Mapping[str, Any], zero: int) -> dict[str, Any]:
     """Return what leaves the GPU. FSDP moves weights, gradients and optimizer together."""
+    found: dict[str, Any] = {}
+    if values.get("offload_activations") and values.get("recompute"):
+        found = {"offload": Offload(1.0, "host")}
     if values.get("offload") and zero:
-        return {"offload_optimizer": 1.0, "offload_weights": True}
+        return {"offload_optimizer": 1.0, "offload_weights": True, **found}
     weights = zero == 3 and values.get("offload_parameters", "none") != "none"
     leaves = zero > 0 and values.get("offload_optimizer", "none") != "none"
-    return {"offload_optimizer": float(leaves or weights), "offload_weights": weights}
+    return {"offload_optimizer": float(leaves or weights), "offload_weights": weights, **found}
 
 
-def _zero(values: Mapping[str, Any]) -> int:
+def _zero(values: Mapping[str, Any], cp: int) -> int:
+    """Return the ZeRO stage; FSDP 2 shards over dp_shard and cp together."""
     kind = str(values.get("kind", "")).upper()
     if kind == "DEEPSPEED":
         return int(values.get("zero", 2))
     if kind == "MEGATRON_LM":
         return int(bool(values.get("distributed_optimizer")))
-    if kind != "FSDP" or values.get("shard", 2) == 1:
+    if kind != "FSDP" or (values.get("shard", 2) == 1 and cp == 1):
         return 0
     strategy = values.get("strategy")
     if values["fsdp_version"] == 1 and strategy is not None:
@@ -176,3 +201,131 @@ def _joined(own: Setup, path: Path, values: Mapping[str, Any], given: Mapping[st
         precision=other.precision or own.precision, options={**own.options, **other.options},
         **lists,
     )  # fmt: skip
+
+
+def write_accelerate(work: Work) -> str:
+    """Return the YAML of a job; ``LayoutError`` with every reason why accelerate cannot run it.
+
+    ZeRO-2 and 3 are FSDP 2; ZeRO-1, all-to-all contexts and an optimizer that alone leaves the GPU
+    are its DeepSpeed.
+    """
+    import yaml
+
+    sizes, kind = _sizes(work), _kind(work)
+    refuse(accelerate_problems_of(work, kind, sizes))
+    found: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE", "distributed_type": kind,
+        "mixed_precision": work.job.precision, "num_machines": work.nodes,
+        "num_processes": work.ranks, "machine_rank": 0, "rdzv_backend": "static",
+    }  # fmt: skip
+    if kind == "FSDP":
+        found["fsdp_config"] = {
+            "fsdp_version": 2,
+            "fsdp_reshard_after_forward": work.layout.shard.weights > 1,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+            "fsdp_activation_checkpointing": work.recompute is Recompute.FULL,
+            "fsdp_offload_params": work.layout.offload_weights,
+        }
+    if kind == "DEEPSPEED":
+        found["deepspeed_config"] = _deepspeed(work)
+    if kind != "NO" and any(sizes[name] > 1 for name in sizes if name != "dp_replicate_size"):
+        found["parallelism_config"] = {
+            f"parallelism_config_{name}": size for name, size in sizes.items()
+        }
+    return yaml.safe_dump(found, sort_keys=False)
+
+
+def _kind(work: Work) -> str:
+    layout = work.layout
+    if layout.gpus == 1:
+        return "NO"
+    exchange = work.job.software.context_exchange == "all_to_all" and layout.cp > 1
+    alone = layout.offload_optimizer > 0 and not layout.offload_weights
+    if layout.shard.zero_stage() == 1 or exchange or alone:
+        return "DEEPSPEED"
+    return "FSDP" if layout.shard.optimizer > 1 else "MULTI_GPU"
+
+
+def _sizes(work: Work) -> dict[str, int]:
+    """Return the sizes of accelerate's mesh; FSDP's shards span dp_shard and cp."""
+    layout = work.layout
+    if _kind(work) == "DEEPSPEED":  # its own groups: only sp stands here
+        return {"sp_size": layout.cp, "tp_size": layout.tp}
+    copies = layout.dp * layout.cp // max(layout.cp, layout.shard.optimizer)
+    return {
+        "dp_replicate_size": copies, "dp_shard_size": max(1, layout.dp // copies),
+        "tp_size": layout.tp, "cp_size": layout.cp,
+    }  # fmt: skip
+
+
+def _deepspeed(work: Work) -> dict[str, Any]:
+    layout = work.layout
+    return {
+        "zero_stage": layout.shard.zero_stage(),
+        "gradient_accumulation_steps": layout.micro_batches(work.job.global_batch),
+        "gradient_clipping": 1.0,
+        "offload_optimizer_device": "cpu" if layout.offload_optimizer else "none",
+        "offload_param_device": "cpu" if layout.offload_weights else "none",
+        "deepspeed_multinode_launcher": "standard",
+    }
+
+
+def accelerate_problems_of(work: Work, kind: str, sizes: Mapping[str, int]) -> list[str]:
+    """Return every reason why accelerate cannot run a job as ``kind`` on a mesh of ``sizes``."""
+    layout, ranks = work.layout, work.layout.dp * work.layout.cp
+    shard = layout.shard
+    names = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
+    options: dict[str, object] = {
+        "fsdp_version": 2, "kind": kind, "parallelism": kind in ("FSDP", "MULTI_GPU"),
+        "cp_size": sizes.get("cp_size", 1) > 1, "sp_size": sizes.get("sp_size", 1) > 1,
+        "sizes": tuple(sizes.get(name, 1) for name in names),
+    }  # fmt: skip
+    plain = kind == "MULTI_GPU" and layout.tp == layout.cp == 1  # without a mesh
+    options["parallelism"] = options["parallelism"] and not plain
+    asked = facts_of(work.model, work.job, layout)
+    problems = broken(RULES, Facts(**asked, options=options))  # type: ignore[arg-type]
+    problems += rank_order(work, "accelerate") + offloaded(work, "accelerate")
+    problems += second_shards(work, "accelerate") + uneven_stages(work, "accelerate")
+    problems += partial_recompute(work, "accelerate") + method_problems(work, "accelerate")
+    if layout.pp > 1 or layout.ep > 1 or layout.etp > 1:
+        problems.append("pp, ep and etp: accelerate's YAML has no setting for them; use 1")
+    if kind == "DEEPSPEED" and layout.tp > 1:
+        problems.append(f"tp={layout.tp} with ZeRO-{shard.zero_stage()} is DeepSpeed's, to which "
+                        "accelerate's YAML gives no tp; try ZeRO 2 or 3")  # fmt: skip
+    if kind == "DEEPSPEED" and shard != Shard.zero(shard.zero_stage(), ranks):
+        problems.append(f"shards over {shard.optimizer} of {ranks} ranks: DeepSpeed takes all")
+    if kind == "MULTI_GPU" and layout.cp > 1:
+        problems.append(f"cp={layout.cp} needs FSDP 2 in accelerate; try ZeRO 2 or 3")
+    if kind == "FSDP" and not _is_mesh(work):
+        problems.append(f"shards over {shard.optimizer} of {ranks} ranks are no dp_shard times "
+                        f"cp={layout.cp}; shard over all of them")  # fmt: skip
+    if layout.offload_optimizer and shard.optimizer == 1:
+        problems.append("offload without shards has no setting; shard, or keep all on the GPU")
+    if work.recompute is Recompute.SELECTIVE:
+        problems.append("recompute selective has no setting; use none or full")
+    if work.job.precision not in ("bf16", "fp16"):
+        problems.append(f"precision {work.job.precision!r} is not written; use bf16 or fp16")
+    return problems
+
+
+def _is_mesh(work: Work) -> bool:
+    """Whether the groups of FSDP are whole rows of (dp_shard, cp)."""
+    layout, shard = work.layout, work.layout.shard
+    group = shard.optimizer
+    same = shard in (Shard.zero(2, group), Shard.zero(3, group))
+    return same and group % layout.cp == 0 and layout.dp % (group // layout.cp) == 0
+
+
+def lost_by_accelerate(work: Work) -> list[str]:
+    """Return what the YAML cannot carry: it stands in the training program."""
+    layout, job = work.layout, work.job
+    lost = [
+        f"model {work.model.name!r}, sequences of {job.seq_len} tokens, micro-batch "
+        f"{layout.micro_batch}, {layout.micro_batches(job.global_batch)} of them per step"
+    ]
+    if work.recompute is not Recompute.NONE and _kind(work) != "FSDP":
+        lost.append("recompute full: switch on gradient checkpointing in the program")
+    if layout.sequence_parallel:
+        lost.append("sequence parallel: the model's own tp plan (transformers) decides")
+    return lost

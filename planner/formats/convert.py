@@ -8,7 +8,7 @@ from pathlib import Path
 
 from planner.errors import LayoutError, SpecError
 from planner.formats.bundle import EXPORTS, Export
-from planner.formats.detect import READERS
+from planner.formats.detect import READERS, detect
 from planner.formats.settle import settle
 from planner.formats.setup import Setup
 from planner.formats.work import Work, work_of_setup
@@ -37,7 +37,8 @@ def convert(
     work = work_of_setup(setup, settle(setup, model, gpus))
     export = EXPORTS[target]
     text = _written(work, export)
-    back = READERS[target](Path(export.config), text, {})
+    form = detect(Path(export.config), text) or target
+    back = _completed(READERS[form](Path(export.config), text, {}), work)
     lost = [*(export.lost(work) if export.lost else []), *_left_behind(setup)]
     return Converted(text, tuple(dict.fromkeys([*lost, *_differences(work, back)])))
 
@@ -56,6 +57,14 @@ def _written(work: Work, export: Export) -> str:
         if layout == work.layout:
             raise
         return export.write(replace(work, layout=layout))
+
+
+def _completed(back: Setup, work: Work) -> Setup:
+    """Return the new file's record; where the format has no batch, with that of the job."""
+    if back.micro_batch is not None:
+        return back
+    batch = work.job.global_batch
+    return replace(back, micro_batch=work.layout.micro_batch, global_batch=batch)
 
 
 def _left_behind(setup: Setup) -> list[str]:

@@ -132,7 +132,7 @@ def setup_of_deepspeed(path: Path, settings: Mapping[str, Any]) -> Setup:
         micro_batch=values.get("micro_batch"), accumulation=_accumulation(values),
         global_batch=values.get("stated_batch"), precision=_precision(values),
         zero=zero, shard_ranks=values.get("mics") if values.get("mics", 0) > 1 else None,
-        options=values, **_offload(values, zero, reading), **reading.lists(),
+        options=values, **offload_of(values, zero, reading), **reading.lists(),
     )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def _ignored(path: Path, reading: Reading) -> None:
             reading.silent.append(f"{knob.name!r} is not a setting of DeepSpeed{hint}")
 
 
-def _offload(values: Mapping[str, Any], zero: int, reading: Reading) -> dict[str, Any]:
+def offload_of(values: Mapping[str, Any], zero: int, reading: Reading) -> dict[str, Any]:
     """Return what leaves the GPU: optimizer, weights, the inputs of recomputed layers.
 
     DeepSpeed does not offload at stage 0, and the whole optimizer where the weights go.

@@ -27,6 +27,7 @@ NAME = "Megatron-LM arguments"
 _VOCABULARIES = {"GPT2BPETokenizer": 50257, "Llama2Tokenizer": 32000}
 _UNKNOWN_VOCABULARY = 128_000
 _SHARDS = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
+_PATTERNS = {"--hybrid-override-pattern", "--hybrid-layer-pattern"}
 _FALLBACK_DROPOUT = 0.1  # --attention-dropout and --hidden-dropout, where they are not given
 
 
@@ -74,6 +75,11 @@ def setup_of(
                 f"{path}: {name}: depends on {what}, which the script does not set; "
                 f"add --set {variable}=VALUE"
             )
+    patterns = [name for name in settings if name in _PATTERNS and settings[name] != "None"]
+    reading.problems += [
+        f"{path}: {name}: layers by a pattern of Mamba, attention and MLP blocks have no field in "
+        "the planner's model; nothing of it would be estimated right" for name in patterns
+    ]  # fmt: skip
     reading.assumed += [*twice, *launch.remarks]
     reading.silent += [f"{name} is set, but no argument uses it" for name in launch.idle]
     values = reading.values

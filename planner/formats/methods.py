@@ -22,10 +22,13 @@ class Methods:
 METHODS = {
     # --optimizer-cpu-offload, --optimizer-offload-fraction (megatron/training/arguments.py)
     "megatron": Methods(offload_optimizer=True, shares=True),
+    "nemo": Methods(offload_optimizer=True, shares=True),  # the same fields of OptimizerConfig
     # the optimizer stands in the training program; ratios below 1 need stage 3 (D5)
     "deepspeed": Methods(offload_optimizer=True, shares=True, offload_weights=True),
     # training.enable_cpu_offload moves weights, gradients and state (FSDP2 CPUOffloadPolicy)
     "torchtitan": Methods(offload_optimizer=True, offload_weights=True),
+    # FSDP 2's CPUOffloadPolicy moves both, its DeepSpeed also the optimizer alone; no ratio
+    "accelerate": Methods(offload_optimizer=True, offload_weights=True),
     "nanotron": Methods(),
 }
 

@@ -1,6 +1,7 @@
 """YAML around Megatron-Core: NeMo, Megatron-Bridge, Primus, and lists of arguments in YAML.
 
-Their settings are Megatron's arguments under other names, so they are read as those.
+Their settings are Megatron's arguments under other names, so they are read as those. The writer
+stands in ``nemo_yaml``.
 """
 
 import re
@@ -24,6 +25,7 @@ _RENAMED = {
     "expert_tensor_parallel_size": "--expert-tensor-parallel-size",
     "encoder_seq_length": "--seq-length",
     "seq_len": "--seq-length",
+    "sequence_length": "--seq-length",
     "max_total_sequence_length": "--seq-length",
     "num_moe_experts": "--num-experts",
     "moe_shared_expert_overlap": "--moe-shared-expert-overlap",
@@ -137,6 +139,8 @@ def _taken(leaf: str, value: Any, arguments: dict[str, str]) -> bool:
         arguments.setdefault("--group-query-attention", "")
     if flag == "--normalization":
         value = {"rmsnorm": "RMSNorm", "layernorm1p": "LayerNorm"}.get(str(value), value)
+    if flag == "--moe-layer-freq" and isinstance(value, list):
+        value = str(value)
     arguments.setdefault(flag, "" if value is True else _text(value))
     return True
 
@@ -147,12 +151,14 @@ def _text(value: Any) -> str:
 
 def _precision(value: str, arguments: dict[str, str]) -> bool:
     """Read ``bf16-mixed``, ``bf16_with_fp8_...`` and their like."""
-    if value in ("bf16", "bf16-mixed", "16-mixed") or value.startswith("bf16"):
-        arguments.setdefault("--fp16" if value == "16-mixed" else "--bf16", "")
+    if value.startswith(("bf16", "fp16", "16-")):
+        arguments.setdefault("--bf16" if value.startswith("bf16") else "--fp16", "")
     if "fp8" in value:
         arguments.setdefault("--fp8-format", "hybrid")
     if "mxfp8" in value:
         arguments.setdefault("--fp8-recipe", "mxfp8")
+    if "fp4" in value:
+        arguments.setdefault("--fp4-format", "e2m1")
     return True
 
 

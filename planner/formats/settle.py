@@ -13,6 +13,7 @@ from planner.layout.rules_deepspeed import RULES as DEEPSPEED
 from planner.layout.rules_megatron import RULES as MEGATRON
 from planner.layout.rules_megatron import WRAPPED
 from planner.layout.rules_nanotron import RULES as NANOTRON
+from planner.layout.rules_neox import RULES as NEOX
 from planner.layout.rules_torchtitan import RULES as TORCHTITAN
 from planner.layout.stages import Split, split_layers
 from planner.spec.model import ModelSpec
@@ -24,6 +25,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "accelerate": ACCELERATE,
     "nanotron": NANOTRON,
     "nemo": WRAPPED,
+    "neox": NEOX,
 }
 
 

@@ -11,7 +11,7 @@ from planner.formats.grid import node_grid, title
 from planner.formats.work import work_of_plan
 from planner.launcher.plan_file import PlanError, parse_plan
 from planner.launcher.preflight import plan_problems
-from planner.launcher.rules import V_SHAPED
+from planner.launcher.rules import ALL_AT_ONCE, V_SHAPED
 from planner.plan import Plan
 
 _PROGRAM = '''"""Start the launcher beside this file; launch.sh runs it once per GPU."""
@@ -116,7 +116,7 @@ def _contents(plan: Plan) -> dict[str, str]:
         if source.name.endswith(".py"):
             files[f"launcher/{source.name}"] = source.read_text(encoding="utf-8")
     files["README.txt"] = _README.substitute(values)
-    files |= cluster_files(work_of_plan(plan, V_SHAPED), "launch.sh")
+    files |= cluster_files(work_of_plan(plan, (*V_SHAPED, ALL_AT_ONCE)), "launch.sh")
     files["launch.sh"] = _LAUNCH.substitute(values)
     return files
 

@@ -1,6 +1,7 @@
-"""torchtitan: TOML of versions up to 0.2 (read and written), and the flags of later ones (read).
+"""torchtitan: TOML of versions up to 0.2, Python recipes and flags of later ones, read.
 
-Flags are ``--section.key value``; a script may name its TOML with ``--job.config_file``.
+Flags are ``--section.key value``; a script may name its TOML with ``--job.config_file``. The
+writers stand in ``torchtitan_toml`` and ``torchtitan_python``.
 """
 
 import re
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import SpecError
-from planner.formats.loose import load_loose, without_holes
+from planner.formats.loose import fill_holes, load_loose, without_holes
 from planner.formats.setup import Meaning, Reading, Setup, sort_settings, switch, text_of, whole
 from planner.formats.shell import read_script
+from planner.formats.torchtitan_python import read_recipe
 from planner.layout.layout import Recompute
 from planner.layout.rules_torchtitan import FLAVORS, SINGLE
 from planner.spec.files import read_text
@@ -71,7 +73,8 @@ _NEUTRAL = {
     "job", "profiling", "metrics", "model", "optimizer", "lr_scheduler", "training", "checkpoint",
     "compile", "comm", "memory_estimation", "fault_tolerance", "experimental", "validation",
     "quantize", "float8", "mx", "debug", "parallelism", "activation_checkpoint", "profiler",
-    "dataloader", "tokenizer", "loss", "hf_assets_path", "dump_folder", "model_spec", "override",
+    "dataloader", "tokenizer", "loss", "validator", "hf_assets_path", "dump_folder",
+    "model_spec", "override",
 }  # fmt: skip
 _UNKNOWN_SECTIONS = {"parallelism", "activation_checkpoint"}
 _KNOWN_BUT_NEUTRAL = {
@@ -97,6 +100,9 @@ def read_torchtitan(path: Path, text: str, given: Mapping[str, str]) -> Setup:
     remarks: tuple[str, ...] = ()
     if path.suffix == ".toml":
         settings = load_loose(path, text, given).settings
+    elif path.suffix == ".py":
+        found, said = read_recipe(path, text, given)
+        settings, remarks = fill_holes(found, given), tuple(said)
     else:
         settings, gpus, remarks = _flags(path, text, given)
     decided, problems = without_holes(settings, SETTINGS, str(path))

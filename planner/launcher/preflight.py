@@ -2,7 +2,7 @@
 
 from .facts import Facts
 from .plan_file import LayoutConfig, PlanFile, StageConfig
-from .rules import V_SHAPED, broken_rules
+from .rules import ALL_AT_ONCE, V_SHAPED, broken_rules
 
 
 def facts(plan: PlanFile) -> Facts:
@@ -124,7 +124,8 @@ def plan_problems(plan: PlanFile) -> list[str]:
     if sorted(plan.rank_map) != list(range(ranks)):
         found.append(f"rank_map: {list(plan.rank_map)} is no order of the ranks 0 to {ranks - 1}")
     expected = "interleaved_1f1b" if plan.layout.vpp > 1 else "1f1b"
-    if plan.schedule not in (expected, *V_SHAPED):
+    known = (expected, *V_SHAPED, *((ALL_AT_ONCE,) if plan.layout.vpp == 1 else ()))
+    if plan.schedule not in known:
         found.append(f"schedule: {plan.schedule!r} is not executed with vpp={plan.layout.vpp}; "
                      f"try {expected!r}")  # fmt: skip
     return found

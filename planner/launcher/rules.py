@@ -131,6 +131,7 @@ def _shard_pp(f: Facts) -> str:
 
 EXCHANGES = ("all_gather", "ring", "all_to_all")
 V_SHAPED = ("zb_v", "dualpipe_v")  # two chunks per rank, split backward passes
+ALL_AT_ONCE = "gpipe"  # every forward pass before the first backward pass, one chunk per rank
 _NEVER = "not executed by this version of the launcher"
 _PIPELINING = "torch/distributed/pipelining/schedules.py"
 _TENSOR = "torch/distributed/tensor/parallel/style.py"
@@ -227,7 +228,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "L17", f"{_PIPELINING}: Schedule1F1B",
-        lambda f: f.vpp == 1 and 0 < f.micro_batches < f.pp,
+        lambda f: f.vpp == 1 and f.schedule != ALL_AT_ONCE and 0 < f.micro_batches < f.pp,
         _micro_batches,
     ),
     Rule(

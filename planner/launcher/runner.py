@@ -10,6 +10,7 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
     Schedule1F1B,
     ScheduleDualPipeV,
+    ScheduleGPipe,
     ScheduleInterleaved1F1B,
     ScheduleZBVZeroBubble,
 )
@@ -18,8 +19,15 @@ from .mesh import Grid
 from .model import Decoder
 from .parallel import synchronise
 from .plan_file import PlanFile
+from .rules import ALL_AT_ONCE
 
-Schedule = Schedule1F1B | ScheduleInterleaved1F1B | ScheduleZBVZeroBubble | ScheduleDualPipeV
+Schedule = (
+    Schedule1F1B
+    | ScheduleGPipe
+    | ScheduleInterleaved1F1B
+    | ScheduleZBVZeroBubble
+    | ScheduleDualPipeV
+)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -65,7 +73,7 @@ class Loop:
 
 
 class Pipeline:
-    """The plan's 1F1B or interleaved 1F1B schedule over this rank's stages."""
+    """The plan's schedule, by torch's name for it, over this rank's stages."""
 
     def __init__(
         self,
@@ -96,7 +104,8 @@ class Pipeline:
         # both average the gradients over the micro-batches
         self.schedule: Schedule
         if plan.layout.vpp == 1:
-            self.schedule = Schedule1F1B(wrapped[0], plan.micro_batches, loss_fn=loss)
+            single = ScheduleGPipe if plan.schedule == ALL_AT_ONCE else Schedule1F1B
+            self.schedule = single(wrapped[0], plan.micro_batches, loss_fn=loss)
         else:
             made = V_SHAPED.get(plan.schedule, ScheduleInterleaved1F1B)
             self.schedule = made(list(wrapped), plan.micro_batches, loss_fn=loss)

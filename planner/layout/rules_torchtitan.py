@@ -175,6 +175,8 @@ def torchtitan_problems(model: ModelSpec, job: JobSpec, layout: Layout) -> list[
     """
     facts = Facts(**facts_of(model, job, layout), free_stages=True)  # type: ignore[arg-type]
     problems = broken(RULES, facts) + unwritable(model, job, layout)
+    if layout.shard.secondary:
+        problems.append("torchtitan keeps no second shard of the weights")
     if job.optimizer != "adamw" or job.lora_rank:
         problems.append("only adamw without adapters is written for torchtitan")
     if layout.schedule:

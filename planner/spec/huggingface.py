@@ -258,6 +258,31 @@ _FAMILIES: dict[str, tuple[str, Callable[[HuggingFaceConfig], Fields], dict[str,
 ARCHITECTURES = tuple(_FAMILIES)
 
 
+# fields of published files whose layers no field of ModelSpec holds, and what they stand for
+UNHELD = {
+    "block_configs": "a shape of its own for each layer",
+    "compress_ratios": "attention that differs from layer to layer",
+    "global_head_dim": "two shapes of attention",
+    "hybrid_layer_pattern": "two kinds of attention",
+    "hybrid_override_pattern": "a pattern of Mamba, attention and MLP blocks",
+    "index_n_heads": "sparse attention with index heads of its own",
+    "intermediate_size_mlp": "two MLP widths",
+    "layers_block_type": "blocks of several kinds",
+    "linear_attn_config": "linear-attention layers",
+    "linear_num_key_heads": "linear-attention layers",
+    "moe_latent_size": "experts behind a latent width",
+    "swa_num_attention_heads": "windowed layers with heads of their own",
+}
+
+
+def _unheld(data: dict[str, Any]) -> dict[str, str]:
+    """Return the fields of a file that say more of its layers than the planner's record can."""
+    found = {field: what for field, what in UNHELD.items() if data.get(field) not in (None, [], {})}
+    if isinstance(data.get("moe_layer_freq"), list):
+        found["moe_layer_freq"] = "expert layers by a list"
+    return found
+
+
 def _architecture(document: Document, data: dict[str, Any], at: tuple[str, ...]) -> str:
     """Return the architecture, which the file may also name by its ``model_type`` alone."""
     given = data.get("architectures")
@@ -271,6 +296,8 @@ def _architecture(document: Document, data: dict[str, Any], at: tuple[str, ...])
     if found is None:
         place = f"{document.path}:{document.line((*at, field)) or 1}"
         state = f"{value!r} is not supported" if value is not None else "missing"
+        why = ", ".join(f"{what} ({name})" for name, what in _unheld(data).items())
+        state += f"; its layers are not read either: {why}" if why else ""
         raise SpecError(f"{place}: {field}: {state}; use one of: {', '.join(known)}")
     return found
 
@@ -305,6 +332,13 @@ def parse_config(document: Document) -> ModelSpec:
     at = ("text_config",) if isinstance(document.data.get("text_config"), dict) else ()
     data = document.data[at[0]] if at else document.data
     architecture = _architecture(document, data, at)
+    held_not = [
+        f"{document.path}:{document.line((*at, field)) or 1}: {field}: {what} is not read; state "
+        "the model by the fields of the planner's own record"
+        for field, what in _unheld(data).items()
+    ]
+    if held_not:
+        raise SpecError(held_not)
     config = check(HuggingFaceConfig, document, at)
     _, own_fields, needed = _FAMILIES[architecture]
     problems = [

@@ -1,7 +1,8 @@
 """Asks megatron-core's own configuration class; run where that package is installed.
 
 Reads JSON on stdin: a list of argument lists. Prints for each the error it raises, or the layers of
-each stage that its own layout parser counts.
+each stage that its own layout parser counts. Fields of a configuration instead of arguments are
+given to the class as they are.
 """
 
 import contextlib
@@ -49,8 +50,31 @@ def fields_of(words: list[str]) -> dict[str, Any]:
     return found
 
 
-def asked(words: list[str]) -> dict[str, Any]:
-    """Return what megatron-core says of one list of arguments."""
+# what Megatron-Bridge's GPTModelProvider adds (models/gpt_provider.py)
+PROVIDER = {
+    "seq_length", "vocab_size", "position_embedding_type", "share_embeddings_and_output_weights",
+    "max_position_embeddings",
+}  # fmt: skip
+
+
+def built(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return what megatron-core says of fields of its configuration class."""
+    kind = MLATransformerConfig if fields.get("multi_latent_attention") else TransformerConfig
+    kept = {name: value for name, value in fields.items() if name not in PROVIDER}
+    kept["activation_func"] = getattr(
+        torch.nn.functional, kept["activation_func"]["_target_"].rsplit(".", 1)[1]
+    )
+    try:
+        kind(**kept, bf16=True, pipeline_dtype=torch.bfloat16)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"error": ""}
+
+
+def asked(words: list[str] | dict[str, Any]) -> dict[str, Any]:
+    """Return what megatron-core says of one list of arguments, or of fields."""
+    if isinstance(words, dict):
+        return built(words)
     fields = fields_of(words) | {"bf16": "--bf16" in words, "fp16": "--fp16" in words}
     fields["pipeline_dtype"] = torch.bfloat16
     fields["add_bias_linear"] = "--disable-bias-linear" not in words

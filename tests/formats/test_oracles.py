@@ -18,12 +18,14 @@ from planner.formats.accelerate import read_accelerate
 from planner.formats.bundle import cluster_files
 from planner.formats.deepspeed import read_deepspeed, write_deepspeed
 from planner.formats.nanotron import write_nanotron
+from planner.formats.nemo_yaml import write_nemo
 from planner.formats.settle import settle
 from planner.formats.skypilot import write_skypilot
 from planner.formats.torchtitan import read_torchtitan
 from planner.formats.torchtitan_toml import write_torchtitan
 from planner.formats.work import work_of_plan
 from tests.formats.oracles import ask
+from tests.formats.test_megatron import WRITABLE as MEGATRON
 from tests.formats.test_other_formats import DEEPSPEED, NANOTRON, TORCHTITAN
 
 pytestmark = pytest.mark.slow
@@ -114,20 +116,84 @@ def test_torchtitan_refuses_degrees_that_our_rules_refuse() -> None:
 
 
 FSDP2 = "distributed_type: FSDP\nnum_processes: 8\nmixed_precision: bf16\n"
+# FSDP 1 looks for a GPU to copy weights to; without these two it does not
+QUIET = "fsdp_config:\n  fsdp_sync_module_states: false\n  fsdp_cpu_ram_efficient_loading: false\n"
 # extra lines of an accelerate file; the framework decides which it refuses
 ACCELERATE = [
-    "", "num_machines: 2\n", "foo: 1\n", "fsdp_config:\n  fsdp_version: 2\n  foo: 1\n",
+    "", "num_machines: 2\n", "foo: 1\n", "  fsdp_foo: 1\n",
     "deepspeed_confg:\n  zero_stage: 3\n", "main_process_port: 29500\n", "gpu_ids: all\n",
 ]  # fmt: skip
 
 
 def test_accelerate_refuses_settings_that_we_call_unknown() -> None:
-    texts = [FSDP2 + extra for extra in ACCELERATE]
+    texts = [FSDP2 + QUIET + extra for extra in ACCELERATE]
     answers = ask("oracle_accelerate.py", "accelerate", texts)
 
     refused = [bool(answer["error"]) for answer in answers]
     ours = [bool(read_accelerate(Path("a.yaml"), text, {}).problems) for text in texts]
     assert ours == refused == [False, False, True, False, True, False, False]
+
+
+FSDP = {
+    "fsdp_version": (1, 2, 2, 2),
+    "fsdp_reshard_after_forward": (True, False, "FULL_SHARD", "SHARD_GRAD_OP"),
+    "fsdp_sharding_strategy": ("FULL_SHARD", "HYBRID_SHARD", "NO_SHARD", "ZERO3"),
+    "fsdp_activation_checkpointing": (True, False),
+    "fsdp_activation_checkpointing_offload": (True, False),
+    "fsdp_offload_params": (True, False),
+    "fsdp_auto_wrap_policy": ("TRANSFORMER_BASED_WRAP", "NO_WRAP", "BY_LAYER"),
+}
+
+
+def accelerate_mesh(rng: random.Random, processes: int) -> dict[str, int]:
+    """Return sizes that often, but not always, fill the processes."""
+    left = rng.choice([processes, processes, processes, 4, 24])
+    sizes: dict[str, int] = {}
+    for name in rng.sample(["dp_replicate", "dp_shard", "tp", "cp", "sp"], k=rng.choice([1, 2, 3])):
+        sizes[name] = rng.choice([one for one in (1, 2, 4, 8, 16) if left % one == 0])
+        left //= sizes[name]
+    if rng.random() < 0.8:
+        sizes["dp_shard"] = sizes.get("dp_shard", 1) * left
+    if rng.random() < 0.05:
+        sizes["tp"] = 0
+    return {f"parallelism_config_{name}_size": size for name, size in sizes.items()}
+
+
+def accelerate_questions(count: int) -> list[str]:
+    rng = random.Random(5)
+    found = []
+    for _ in range(count):
+        kind = rng.choice(["FSDP", "FSDP", "FSDP", "MULTI_GPU", "DEEPSPEED"])
+        file: dict[str, Any] = {
+            "compute_environment": "LOCAL_MACHINE", "distributed_type": kind, "num_machines": 1,
+            "num_processes": rng.choice([8, 8, 16]), "mixed_precision": rng.choice(["bf16", "no"]),
+        }  # fmt: skip
+        if rng.random() < 0.1:
+            file[rng.choice(["foo", "fsdp", "zero_stage"])] = 1
+        if kind == "FSDP":
+            chosen = {name: rng.choice(values) for name, values in FSDP.items()
+                      if rng.random() < (0.8 if name == "fsdp_version" else 0.3)}  # fmt: skip
+            file["fsdp_config"] = chosen | yaml.safe_load(QUIET)["fsdp_config"]
+        if kind == "DEEPSPEED":
+            file["deepspeed_config"] = {"zero_stage": rng.choice([1, 2, 3])}
+        if rng.random() < 0.75:
+            file["parallelism_config"] = accelerate_mesh(rng, file["num_processes"])
+        found.append(yaml.safe_dump(file, sort_keys=False))
+    return found
+
+
+def test_accelerate_refuses_what_our_rules_refuse() -> None:
+    questions = accelerate_questions(500)
+    answers = ask("oracle_accelerate.py", "accelerate", questions)
+
+    differ = []
+    for text, answer in zip(questions, answers, strict=True):
+        every = settle(read_accelerate(Path("a.yaml"), text, {})).problems
+        found = [text for text in every if not text.startswith("A7:")]  # asked at the first step
+        if bool(found) != bool(answer["error"]):
+            differ.append((text, found, answer["error"]))
+    assert differ == []
+    assert 100 < sum(bool(answer["error"]) for answer in answers) < 400
 
 
 def test_skypilot_takes_the_task() -> None:
@@ -166,6 +232,17 @@ def test_kubernetes_takes_the_pods() -> None:
 
     assert answers[:-1] == [""] * len(asked)
     assert "8 is not of type" in answers[-1]
+
+
+def test_megatron_core_takes_the_fields_of_bridge() -> None:
+    works = [work_of_plan(plan) for plan in MEGATRON if plan.job.precision in ("bf16", "fp16")]
+    models = [yaml.safe_load(write_nemo(work))["model"] for work in works]
+    wrong = models[0] | {"tensor_model_parallel_sise": 2}
+
+    answers = ask("oracle_megatron.py", "megatron.core", [*models, wrong])
+
+    assert [answer["error"] for answer in answers[:-1]] == [""] * len(works)
+    assert "unexpected keyword argument" in answers[-1]["error"]
 
 
 def test_nanotron_reads_what_was_meant() -> None:

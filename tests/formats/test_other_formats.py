@@ -1,4 +1,4 @@
-"""DeepSpeed, torchtitan and nanotron: plans written and read back."""
+"""DeepSpeed, torchtitan, accelerate, NeMo and nanotron: plans written and read back."""
 
 import os
 import subprocess
@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from planner.errors import LayoutError
+from planner.formats.accelerate import lost_by_accelerate, write_accelerate
 from planner.formats.bundle import framework_files
 from planner.formats.deepspeed import lost_by_deepspeed, write_deepspeed
 from planner.formats.detect import detect, read_foreign
 from planner.formats.nanotron import write_nanotron
+from planner.formats.nemo_yaml import write_nemo
 from planner.formats.settle import RULES, settle
 from planner.formats.torchtitan_toml import write_torchtitan
 from planner.formats.work import Work, work_of_plan, work_of_setup
@@ -24,6 +26,8 @@ from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
 from tests.formats.plans import build_plan
 from tests.formats.random_plans import random_plans
+from tests.formats.test_megatron import WRITABLE as MEGATRON
+from tests.formats.test_megatron import plain
 
 
 def obeys(framework: str, extra: Callable[[Layout], bool]) -> Callable[..., list[str]]:
@@ -34,17 +38,43 @@ def obeys(framework: str, extra: Callable[[Layout], bool]) -> Callable[..., list
     return problems
 
 
+def _is_zero(layout: Layout, *groups: int) -> bool:
+    """Whether the sharding is a ZeRO stage over a group of one of these sizes, nothing between."""
+    shard = replace(layout.shard, secondary=0)
+    return any(shard == Shard.zero(shard.zero_stage(), group) for group in groups)
+
+
 def _titan_shards(layout: Layout) -> bool:
     ranks, shard = layout.dp * layout.cp, layout.shard
     if layout.pp > 1:
         return shard in (Shard(), Shard.zero(1, ranks)) and (layout.cp == 1 or shard.optimizer > 1)
     if shard.zero_stage() in (1, 0):
         return ranks == 1 or (shard == Shard() and layout.cp == 1)
-    return shard.optimizer % layout.cp == 0 and shard.optimizer >= layout.cp
+    whole = shard.optimizer % layout.cp == 0 and shard.optimizer >= layout.cp
+    return whole and _is_zero(layout, shard.optimizer)
 
 
+def _accelerate_mesh(layout: Layout) -> bool:
+    """FSDP 2 shards over whole rows of a mesh; its DeepSpeed shards ZeRO-1 over all ranks."""
+    if layout.pp * layout.ep * layout.etp > 1:
+        return False
+    shard, stage = layout.shard, layout.shard.zero_stage()
+    if stage == 0:
+        return layout.cp == 1 and 1 in (layout.tp, layout.dp)
+    if stage == 1:
+        return layout.tp == 1 and shard.optimizer == layout.dp * layout.cp
+    rows, left = divmod(shard.optimizer, layout.cp)
+    return (
+        _is_zero(layout, shard.optimizer)
+        and left == 0
+        and layout.dp % rows == 0
+        and (rows > 1 or layout.dp == 1)
+    )
+
+
+accelerate_problems = obeys("accelerate", _accelerate_mesh)
 deepspeed_problems = obeys(
-    "deepspeed", lambda one: one.pp == one.etp == 1 and one.shard.optimizer in (1, one.dp * one.cp)
+    "deepspeed", lambda one: one.pp == one.etp == 1 and _is_zero(one, one.dp * one.cp)
 )
 nanotron_problems = obeys(
     "nanotron", lambda one: one.pp == 1 and one.shard.optimizer in (1, one.dp * one.cp)
@@ -53,6 +83,9 @@ torchtitan_problems = obeys("torchtitan", _titan_shards)
 
 DEEPSPEED = list(random_plans(
     100, ["llama", "tied", "qwen", "gpt"], deepspeed_problems, precisions=("bf16", "fp16"),
+))  # fmt: skip
+ACCELERATE = list(random_plans(
+    100, ["llama", "tied", "qwen", "gpt"], accelerate_problems, precisions=("bf16", "fp16"),
 ))  # fmt: skip
 NANOTRON = list(random_plans(100, ["llama"], nanotron_problems))
 TORCHTITAN = list(random_plans(
@@ -68,6 +101,10 @@ def back(text: str, name: str, work: Work, model: ModelSpec | None, folder: Path
     assert setup.unknown == ()
     if setup.seq_len is None:
         setup = replace(setup, seq_len=work.job.seq_len)
+    if setup.micro_batch is None:
+        setup = replace(setup, micro_batch=work.layout.micro_batch)
+    if setup.micro_batch and setup.accumulation is None and setup.global_batch is None:
+        setup = replace(setup, global_batch=work.job.global_batch)
     settled = settle(setup, model, work.ranks)
     return work_of_setup(setup, settled, work.per_node)
 
@@ -92,6 +129,18 @@ def test_deepspeed_comes_back(plan: Plan, tmp_path: Path) -> None:
     assert (work.recompute is Recompute.NONE) == (len(lost) == 1)
 
 
+@pytest.mark.parametrize("plan", ACCELERATE, ids=range(100))
+def test_accelerate_comes_back(plan: Plan, tmp_path: Path) -> None:
+    work = work_of_plan(plan)
+    # model, batch and sequence parallelism stand in the program
+    found = back(write_accelerate(work), "config.yaml", work, plan.model, tmp_path)
+
+    same(replace(found, layout=replace(
+        found.layout, sequence_parallel=work.layout.sequence_parallel)), work)  # fmt: skip
+    told = found.recompute is work.recompute
+    assert told != any("recompute" in text for text in lost_by_accelerate(work))
+
+
 @pytest.mark.parametrize("plan", NANOTRON, ids=range(100))
 def test_nanotron_comes_back(plan: Plan, tmp_path: Path) -> None:
     work = work_of_plan(plan)
@@ -114,9 +163,21 @@ def test_torchtitan_comes_back(plan: Plan, tmp_path: Path) -> None:
     assert found.job.seq_len == work.job.seq_len
 
 
+@pytest.mark.parametrize("plan", MEGATRON, ids=range(len(MEGATRON)))
+def test_nemo_comes_back(plan: Plan, tmp_path: Path) -> None:
+    work = work_of_plan(plan)
+    found = back(write_nemo(work), "bridge.yaml", work, None, tmp_path)
+
+    same(found, work)
+    assert plain(found.model) == plain(work.model)
+    assert (found.layers, found.again, found.recompute) == (work.layers, work.again, work.recompute)
+    assert found.job.seq_len == work.job.seq_len
+
+
 def test_random_plans_are_of_every_kind() -> None:
     expected = {
         "deepspeed": (DEEPSPEED, {"tp", "cp"}),
+        "accelerate": (ACCELERATE, {"tp", "cp"}),
         "nanotron": (NANOTRON, {"tp", "cp"}),
         "torchtitan": (TORCHTITAN, {"tp", "cp", "pp", "vpp", "ep"}),
     }
@@ -163,6 +224,13 @@ REFUSED = [
     (write_deepspeed, build_plan(dp=4, recompute_layers=1), "recomputes all or none"),
     (write_deepspeed, build_plan(dp=2, rank_map=[1, 0]), "rank_map"),
     (write_deepspeed, build_plan(dp=4, shard_optimizer=2), "shards over 2 of 4 ranks"),
+    (write_accelerate, build_plan(pp=2), "pp, ep and etp"),
+    (write_accelerate, build_plan(tp=2, dp=2, zero=1), "gives no tp; try ZeRO 2 or 3"),
+    (write_accelerate, build_plan(tp=2, dp=2), "A3"),
+    (write_accelerate, build_plan(cp=2), "needs FSDP 2"),
+    (write_accelerate, build_plan(cp=2, dp=4, shard_optimizer=4, shard_gradients=2), "dp_shard"),
+    (write_accelerate, build_plan(tp=8, dp=2, zero=3), "A6"),
+    (write_accelerate, build_plan(dp=4, zero=3, recompute_layers=1), "recomputes all or none"),
     (write_nanotron, build_plan(dp=4, zero=2), "N8"),
     (write_nanotron, build_plan(tp=8), "N3"),
     (write_nanotron, build_plan(load_model("gpt2"), job_spec=_job(8)), "learned positions"),

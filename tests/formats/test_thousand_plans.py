@@ -23,6 +23,7 @@ from tests.formats.oracles import ask
 from tests.formats.random_plans import OWN, random_plans
 from tests.formats.test_megatron import one_number
 from tests.formats.test_other_formats import (
+    accelerate_problems,
     deepspeed_problems,
     nanotron_problems,
     torchtitan_problems,
@@ -45,6 +46,11 @@ def deepspeed() -> Iterator[Plan]:
     return random_plans(COUNT, models, deepspeed_problems, precisions=("bf16", "fp16"), seed=SEED)
 
 
+def accelerate() -> Iterator[Plan]:
+    models = ["llama", "tied", "qwen", "gpt"]
+    return random_plans(COUNT, models, accelerate_problems, precisions=("bf16", "fp16"), seed=SEED)
+
+
 def nanotron() -> Iterator[Plan]:
     return random_plans(COUNT, ["llama"], nanotron_problems, seed=SEED)
 
@@ -58,9 +64,10 @@ def torchtitan() -> Iterator[Plan]:
 
 PLANS: dict[str, Callable[[], Iterator[Plan]]] = {
     "megatron": megatron, "deepspeed": deepspeed, "nanotron": nanotron, "torchtitan": torchtitan,
+    "accelerate": accelerate, "nemo": megatron,
 }  # fmt: skip
 # what a format does not say: sequence parallelism and recompute stand in DeepSpeed's program
-SILENT = {"deepspeed": ("sequence_parallel",)}
+SILENT = {name: ("sequence_parallel",) for name in ("deepspeed", "accelerate")}
 
 
 def back(work: Work, target: str, folder: Path) -> Work:
@@ -69,6 +76,9 @@ def back(work: Work, target: str, folder: Path) -> Work:
     setup = read_foreign(file)
     assert setup.unknown == ()
     setup = replace(setup, seq_len=setup.seq_len or work.job.seq_len)
+    if setup.micro_batch is None:
+        setup = replace(setup, micro_batch=work.layout.micro_batch, accumulation=None,
+                        global_batch=work.job.global_batch)  # fmt: skip
     settled = settle(setup, setup.model or work.model, work.ranks)
     return work_of_setup(setup, settled, work.per_node)
 
@@ -79,7 +89,7 @@ def told(work: Work, target: str) -> dict[str, Any]:
     layout = replace(layout, **{name: False for name in SILENT.get(target, ())})
     job = (work.job.global_batch, work.job.seq_len, work.job.precision)
     found: dict[str, Any] = {"layout": layout, "job": job, "nodes": (work.nodes, work.per_node)}
-    if target != "deepspeed":
+    if target not in SILENT:
         found |= {"stages": work.layers, "again": work.again, "recompute": work.recompute}
     return found
 
@@ -123,6 +133,25 @@ def test_deepspeed_takes_them() -> None:
         assert (answer["batch"], answer["micro"], answer["zero"]) == (
             work.job.global_batch, work.layout.micro_batch, work.layout.shard.zero_stage()
         )  # fmt: skip
+
+
+def test_accelerate_takes_them() -> None:
+    works = [work_of_plan(plan) for plan in accelerate()]
+
+    answers = ask(
+        "oracle_accelerate.py", "accelerate", [EXPORTS["accelerate"].write(one) for one in works]
+    )
+
+    assert {answer["error"] for answer in answers} == {""}
+    for work, answer in zip(works, answers, strict=True):
+        layout, stage = work.layout, work.layout.shard.zero_stage()
+        assert answer["processes"] == work.ranks
+        assert answer["zero"] in ([1] if stage == 1 else [None])
+        assert answer["reshard"] == {2: "false", 3: "true"}.get(stage, "")
+        if answer["mesh"] and stage > 1:
+            copies, shard, tp, cp, _ = answer["mesh"]
+            assert (copies * shard, shard * cp) == (layout.dp, layout.shard.optimizer)
+            assert (tp, cp) == (layout.tp, layout.cp)
 
 
 def test_nanotron_takes_them() -> None:

@@ -231,28 +231,34 @@ def test_other_files_are_not_taken_for_ours(name: str, tmp_path: Path) -> None:
 
 # files of trainers that are not read: refused by name, never taken for another format
 UNREAD = {
-    "neox.yml": '{\n  # 20B\n  "pipe_parallel_size": 4,\n  "model_parallel_size": 2,\n'
-    '  "zero_optimization": {"stage": 1,},\n  "train_micro_batch_size_per_gpu": 4,\n}\n',
-    "foundry.yaml": "variables:\n  max_seq_len: 4096\nfsdp_config:\n",
-    "axolotl.yaml": "base_model: x\ndp_shard_size: 2\ncontext_parallel_size: 2\n"
-    "tensor_parallel_size: 2\nmicro_batch_size: 1\n",
-    "arctic.yml": "type: sft\nmicro_batch_size: 1\nsequence_parallel_size: 32\n"
-    "deepspeed:\n  zero_optimization:\n    stage: 3\n",
-    "internevo.py": "parallel = dict(zero1=dict(size=-1), tensor=dict(size=2, mode='isp'))\n",
-    "registry.py": "def deepseek_v3_671b():\n    return Trainer.Config(parallelism=None)\n",
-}
+    "foundry.yaml": ("variables:\n  max_seq_len: 4096\nfsdp_config:\n", "llm-foundry's YAML"),
+    "axolotl.yaml": ("base_model: x\ndp_shard_size: 2\ncontext_parallel_size: 2\n"
+                     "tensor_parallel_size: 2\nmicro_batch_size: 1\n", "axolotl's YAML"),
+    "axolotl-ep.yml": ("base_model: x\nexpert_parallel_size: 2\ndp_shard_size: 2\n"
+                       "optimizer: adamw_bnb_8bit\n", "axolotl's YAML"),
+    "arctic.yml": ("type: sft\nmicro_batch_size: 1\nsequence_parallel_size: 32\nmax_length: "
+                   "4_000_000\ndeepspeed:\n  zero_optimization:\n    stage: 3\n",
+                   "ArcticTraining's YAML"),
+    "internevo.py": ("parallel = dict(zero1=dict(size=-1), weight=dict(size=4), "
+                     "tensor=dict(size=2, mode='isp'))\n", "InternEvo's Python configuration"),
+    "olmo.py": ("from olmo_core.train import TrainerConfig\nGLOBAL_BATCH_SIZE = 8 * 1024 * 1024\n",
+                "OLMo-core's Python script"),
+    "bridge.py": ("from megatron.bridge.training.config import ConfigContainer\n\n"
+                  "def deepseek_v3() -> ConfigContainer:\n    cfg = base()\n"
+                  "    cfg.model.tensor_model_parallel_size = 2\n",
+                  "Megatron-Bridge's Python recipe"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNREAD)
 def test_a_trainer_that_is_not_read_is_refused(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
-    file.write_text(UNREAD[name])
+    file.write_text(UNREAD[name][0])
 
     with pytest.raises(SpecError) as refused:
         read_foreign(file)
 
-    words = "dump its configuration" if name.endswith(".py") else "known are Megatron-LM arguments"
-    assert words in str(refused.value)
+    assert f"{UNREAD[name][1]} is not read: " in str(refused.value)
 
 
 # format, text: a broken file is bad input with a place, never a traceback

@@ -76,6 +76,10 @@ PLANS: dict[str, Plan] = {
     "pp4 vpp2": build_plan(llama(layers=8), pp=4, vpp=2),
     "pp2 vpp2 dp2": build_plan(pp=2, vpp=2, dp=2, zero=1),
     "pp2 vpp2 tp2 sp": build_plan(**PP_TP, **SP, vpp=2),
+    "gpipe pp4": build_plan(pp=4, micro_batch=2, schedule="gpipe"),
+    "gpipe pp2 dp2 uneven": build_plan(pp=2, dp=2, layers=(3, 1), zero=1, schedule="gpipe"),
+    # two micro-batches on four stages, which 1F1B refuses
+    "gpipe pp4, few micro-batches": build_plan(pp=4, micro_batch=4, schedule="gpipe"),
     "zb_v pp4": build_plan(llama(layers=8), pp=4, **ZB_V),
     "zb_v pp2 dp2 recompute": build_plan(pp=2, dp=2, zero=1, recompute_layers=1, **ZB_V),
     "zb_v pp2 tp2 sp": build_plan(**PP_TP, **SP, **ZB_V),

@@ -88,6 +88,14 @@ def test_rank_map_and_schedule_must_fit() -> None:
 
     assert "rank_map: [0, 1, 1, 2] is no order of the ranks 0 to 3" in found
     assert "schedule: 'zbv' is not executed with vpp=1; try '1f1b'" in found
+    chunked = problems(build_plan(llama(layers=8), pp=2, vpp=2), schedule="gpipe")
+    assert chunked == "schedule: 'gpipe' is not executed with vpp=2; try 'interleaved_1f1b'"
+
+
+def test_gpipe_runs_with_any_number_of_micro_batches() -> None:
+    few = build_plan(pp=4, micro_batch=4)
+    assert "micro-batches" in problems(few)
+    assert problems(few, schedule="gpipe") == ""
 
 
 def test_zero_sizes_are_refused_before_anything_divides_by_them() -> None:
