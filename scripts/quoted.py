@@ -2,7 +2,8 @@
 
 A block ```` ```text ```` that begins with ``$ `` holds files (``$ cat NAME`` and its lines) and
 commands (``$ planner ...`` and lines of its answer, ``...`` where some are left out). Numbers may
-have changed since; words may not.
+have changed since; words may not. A block ```` ```bash ```` holds commands alone, a block
+```` ```yaml ```` that begins with ``# NAME.yaml`` that file.
 """
 
 import re
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 GAP = "..."
 _BLOCK = re.compile(r"^```text\n(\$ .*?)^```$", re.S | re.M)
+_ANY_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
+_FILE = re.compile(r"# (\S+\.yaml)\n")
 _STEP = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.M)
 
 
@@ -35,6 +38,19 @@ def steps(text: str) -> Iterator[Step]:
     for block in _BLOCK.findall(text):
         for command, shown in _STEP.findall(block):
             yield Step(re.sub(r"\\\n\s*", "", command), shown)
+
+
+def every_step(page: str) -> Iterator[Step]:
+    """Yield all that a reader would type, in order: also commands without answers, and files."""
+    for match in _ANY_BLOCK.finditer(page):
+        kind, text = match.groups()
+        if kind == "bash":
+            lines = re.sub(r"(\\|&&)\n\s*", r"\1 ", text).replace("\\ ", "").splitlines()
+            yield from (Step(line.partition(" #")[0].rstrip(), "") for line in lines if line)
+        elif kind == "yaml" and (file := _FILE.match(text)):
+            yield Step(f"cat {file[1]}", text)
+        else:
+            yield from steps(match[0])
 
 
 def _pattern(shown: str) -> re.Pattern[str]:

@@ -163,9 +163,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         replace(readme, "session", block(planner(LLAMA, folder)))
         planner(TINY, folder)
+        plan = "$ planner " + TINY.replace(" --output", " \\\n    --output") + "\n..."
         export = planner("export tiny.json --target torch --output tiny", folder)
         shown = run(["bash", "tiny/launch.sh", "--backend", "gloo", "--steps", "3"], folder)
-        text = f"{export}\n$ bash tiny/launch.sh --backend gloo --steps 3\n{shown}"
+        text = f"{plan}\n{export}\n$ bash tiny/launch.sh --backend gloo --steps 3\n{shown}"
         replace(readme, "tiny", block(text))
         replace(readme, "accuracy", headline(table))
         for page, shown in (("check", CHECKS), ("speed", SPEEDS)):

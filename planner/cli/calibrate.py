@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli.output import check_free, note, save, show
+from planner.cli.output import check_free, note, save, show, working
 
 
 def calibrate(
@@ -53,7 +53,8 @@ def calibrate(
     check_free(output, force)
     machines = chosen_cluster(cluster, None, profile)
     found = read_runs(runs, Context(machines, model, target))
-    fit = fitted(found)
+    with working(f"fitting factors to {len(found)} runs"):
+        fit = fitted(found)
     written = Calibration(
         gpu=machines.gpu.name,
         factors=fit.factors,

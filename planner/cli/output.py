@@ -56,20 +56,45 @@ def note(text: str) -> None:
 
 @contextmanager
 def working(text: str, most_s: float | None = None) -> Iterator[None]:
-    """Show on a terminal what is under way and since when; elsewhere stay silent.
+    """Show on a terminal what is under way, how far, and how long it will take; else stay silent.
 
-    ``most_s``: when the work settles at the latest. How long it really takes is not known before.
+    What is told to ``planner.progress`` is counted, one kind of thing after the other: the time
+    left is that of the present one. ``most_s``: when the work settles at the latest.
     """
     if not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from planner.progress import listening
 
     end = [TextColumn(f"of at most {most_s:,.0f} s", style="dim")] if most_s else []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), *end)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        shown.add_task(text, total=None)
+    whole = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), *end)
+    whole.add_task(text, total=None)
+    left = (TimeRemainingColumn(), TextColumn("left", style="dim"))
+    part = Progress(BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), *left)
+    counts = part.add_task("", total=None, visible=False)
+    now = ""
+
+    def listener(what: str, done: int, total: int) -> None:
+        nonlocal now
+        if what != now:
+            now = what
+            part.reset(counts, total=total, description=what, visible=True)
+        part.update(counts, completed=done, total=total)
+
+    group = Group(whole, part)
+    with Live(group, console=Console(stderr=True), transient=True), listening(listener):
         yield
 
 

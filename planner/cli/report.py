@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli.output import check_free, note, save
+from planner.cli.output import check_free, note, save, working
 
 
 def report(
@@ -29,7 +29,8 @@ def report(
     check_free(output, force)
     document = load(Plan, plan)
     try:
-        page = html_page(document, plan)
+        with working(f"drawing the page of {plan}"):
+            page = html_page(document, plan)
     except SpecError as error:
         raise SpecError(f"{plan}: {problem}" for problem in error.problems) from None
     save(output, page)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli.output import check_free, note, save, show
+from planner.cli.output import check_free, note, save, show, working
 
 
 def simulate(
@@ -60,7 +60,8 @@ def simulate(
             note(f"the layers are split evenly over {layout.pp * layout.vpp} stages")
     name = schedule or schedule_name(layout)
     prices = Prices(question.model, question.cluster, question.job)
-    timeline = step_timeline(prices, layout, split, order)
+    with working(f"simulating one step on {layout.gpus} GPUs"):
+        timeline = step_timeline(prices, layout, split, order)
     if trace is not None:
         title = f"{document.model.name} {layout.label()}, one step, estimated"
         save(trace, trace_bytes(timeline, title, trace))

@@ -1,17 +1,12 @@
 """``planner validate``: estimates against runs that somebody really made."""
 
-import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from planner.cli.output import check_free, note, save, show
-
-if TYPE_CHECKING:
-    from planner.validate.replay import RowEstimate
+from planner.cli.output import check_free, note, save, show, working
 
 
 def validate(
@@ -33,6 +28,7 @@ def validate(
     """Compare estimates with runs that were measured."""
     import json
 
+    from planner.progress import counted
     from planner.report.accuracy import accuracy_report
     from planner.validate.cases import read_rows
     from planner.validate.table import error_table, estimates, yardsticks
@@ -40,20 +36,10 @@ def validate(
     check_free(output, force)
     rows = [row for file in files for row in read_rows(file)]
     started = time.perf_counter()
-    estimated = list(_with_progress(estimates(rows), len(rows)))
+    with working("estimating measured runs"):
+        estimated = list(estimates(counted(rows, "rows")))
     seconds = time.perf_counter() - started
     if output is not None:
         save(output, json.dumps({"rows": [row.as_json() for row in estimated]}) + "\n")
         note(f"estimates written to {output}")
     show(accuracy_report(error_table(rows, estimated, yardsticks(rows)), seconds))
-
-
-def _with_progress(found: Iterable["RowEstimate"], total: int) -> Iterator["RowEstimate"]:
-    """Show a bar while the rows are estimated, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield from found
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(found, "estimating", total=total, console=Console(stderr=True), transient=True)

@@ -7,6 +7,7 @@ from planner.layout.layout import Layout, Recompute, Shard
 from planner.layout.levels import levels
 from planner.layout.limits import Limits, tiles
 from planner.layout.rules import divisors, layout_problems
+from planner.progress import counted
 from planner.spec.cluster import ClusterSpec
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
@@ -133,7 +134,8 @@ def layouts(
     runs besides 1F1B and interleaved 1F1B.
     """
     found, domain = [], cluster.domain_gpus
-    for tp, cp, pp, dp in _degrees(model, job, cluster, limits):
+    grids = [*_degrees(model, job, cluster, limits)]
+    for tp, cp, pp, dp in counted(grids, "grids, which layouts are legal"):
         # ranks of one scale-up domain in a dp-cp group
         inside = max(1, domain // (tp * cp)) * cp
         for (ep, etp), shard, micro_batch, recompute in product(

@@ -20,6 +20,7 @@ from planner.plan import (
     SlowLinkRecord,
     StageRecord,
 )
+from planner.progress import counted
 from planner.schedule.kinds import rank_of, schedule_name
 from planner.search.families import family_bests, lost_families
 from planner.search.placed import placed, proved_gap
@@ -96,8 +97,9 @@ def recommend(
     )
     candidates = {step.layout: step for step in (*found.best, *bests.values())}  # budget cut short
     chosen = sorted(candidates.values(), key=lambda step: step.step_time_s)[: options.keep]
-    staged = []
-    for rest, step in zip(range(len(chosen), 0, -1), chosen, strict=True):
+    staged: list[Staged] = []
+    for step in counted(chosen, "layouts given their best stages"):
+        rest = len(chosen) - len(staged)
         share_s = min(ILP_SECONDS, max(0.0, deadline - time.monotonic()) / rest)
         staged.append(improved(prices, step, found.limit_bytes, target, share_s))
     staged.sort(key=lambda one: one.step.step_time_s)

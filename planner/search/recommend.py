@@ -5,6 +5,7 @@ exceeds the best step time found, or the budget ends and the gap is stated.
 """
 
 import time
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 
 from planner.cost.layer import Prices
@@ -14,6 +15,7 @@ from planner.layout.space import layouts as legal_layouts
 from planner.layout.stages import Split
 from planner.memory.estimate import peak_memory
 from planner.memory.fit import least_recompute
+from planner.progress import counted, tell
 from planner.search.bound import lower_bounds_s
 from planner.search.hosted import hosted_layouts
 from planner.search.offload import best_offload, frugal_offload
@@ -115,7 +117,10 @@ def search(
     limit = cluster.gpu.memory_bytes * (1 - options.keep_free)
     found = legal_layouts(model, cluster, job, target.problems, options.limits, target.schedules)
     offloads = bool(options.offload) and target.offloads
-    needed = [_least_bytes(model, cluster, job, layout, limit, offloads) for layout in found]
+    needed = [
+        _least_bytes(model, cluster, job, layout, limit, offloads)
+        for layout in counted(found, "layouts, does each fit")
+    ]
     if options.offload and (not needed or min(needed) > limit):
         hosted = hosted_layouts(model, cluster, job, target, found, limit)
         found += [layout for layout, _ in hosted]
@@ -164,9 +169,13 @@ def best_first(
     """
     deadline = time.monotonic() + budget_s
     best: list[StepEstimate] = []
-    for layout, bound in sorted(bounds_s.items(), key=lambda item: item[1]):
-        if len(best) >= keep and bound > best[keep - 1].step_time_s:
+    rising = sorted(bounds_s.items(), key=lambda item: item[1])
+    for done, (layout, bound) in enumerate(rising):
+        most_s = best[keep - 1].step_time_s if len(best) >= keep else float("inf")
+        if bound > most_s:
             break
+        left = bisect_right(rising, most_s, lo=done, key=lambda item: item[1])
+        tell("layouts simulated, at most", done, left)
         if best and time.monotonic() > deadline:
             return best, max(0.0, 1 - bound / best[0].step_time_s)
         if layout not in steps:

@@ -1,5 +1,8 @@
+import io
 import os
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -7,8 +10,11 @@ from typer.testing import Result
 
 from planner.cli import output, recommend
 from planner.errors import SpecError
+from planner.progress import listening, tell
 from planner.units import parse_seconds
 from tests.cli.command import TINY, planner
+
+ROWS = Path(__file__).parents[1] / "data" / "validate" / "rows.csv"
 
 
 def test_option_names_itself() -> None:
@@ -71,6 +77,42 @@ def test_progress_only_on_a_terminal(
     with output.working("searching"):
         pass
     assert capsys.readouterr().out == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_counts_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    with output.working("searching", 60):
+        tell("layouts simulated", 3, 8)
+        time.sleep(0.3)  # three times as long as the screen takes to be drawn again
+
+    drawn = screen.getvalue()
+    assert re.search(r"searching.*0:00:00.*of at most 60 s", drawn)
+    assert re.search(r"3/8.*layouts simulated.*left", drawn)
+
+
+def test_a_search_and_a_table_of_errors_say_how_far_they_are(tmp_path: Path) -> None:
+    said: dict[str, tuple[int, int]] = {}
+    with listening(lambda what, done, total: said.update({what: (done, total)})):
+        assert planner(TINY).exit_code == 0
+        assert planner("validate", ROWS).exit_code == 0
+
+    done, total = said.pop("layouts simulated, at most")
+    assert 0 < done <= total
+    assert set(said) == {
+        "grids, which layouts are legal",
+        "layouts, does each fit",
+        "layouts given their best stages",
+        "rows",
+    }
+    assert all(done == total > 0 for done, total in said.values())
 
 
 def test_interrupt_ends_with_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
