@@ -31,6 +31,7 @@ from planner.cli import (
     validate,
 )
 from planner.cli.examples import examples
+from planner.cli.usage import BadUsageError, Command, UsageError, is_help, said
 from planner.errors import PlannerError
 
 BUG, INTERRUPTED = 70, 130
@@ -43,14 +44,25 @@ class _Reporting(TyperGroup):
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
+        except UsageError as error:  # no such command
+            if is_help(error):
+                raise
+            path = (getattr(error, "ctx", None) or ctx).command_path
+            _complain(ctx, BadUsageError([said(error)], path))
         except PlannerError as error:
-            for problem in error.problems:
-                typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-                typer.echo(problem, err=True)
-            ctx.exit(error.exit_code)
+            _complain(ctx, error)
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
+
+
+def _complain(ctx: Any, error: PlannerError) -> None:
+    for problem in error.problems:
+        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo(problem, err=True)
+    if isinstance(error, BadUsageError):
+        typer.echo(error.hint, err=True)
+    ctx.exit(error.exit_code)
 
 
 app = typer.Typer(
@@ -79,11 +91,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "gpus": catalog.gpus,
 }
 for _name, _command in COMMANDS.items():
-    app.command(_name, epilog=examples(_name))(_command)
-check.explain.command("experts", epilog=examples("explain experts"))(
+    app.command(_name, cls=Command, epilog=examples(_name))(_command)
+check.explain.command("experts", cls=Command, epilog=examples("explain experts"))(
     explain_experts.explain_experts
 )
-check.explain.command("speed", epilog=examples("explain speed"))(explain_speed.explain_speed)
+check.explain.command("speed", cls=Command, epilog=examples("explain speed"))(
+    explain_speed.explain_speed
+)
 app.add_typer(check.explain, name="explain", epilog=examples("explain"))
 app.add_typer(profile.profile, name="profile", epilog=examples("profile"))
 

@@ -9,6 +9,7 @@ import typer
 from planner.cli.examples import examples
 from planner.cli.layout_options import Json, Model, Stated, with_layout
 from planner.cli.output import show
+from planner.cli.usage import Command
 from planner.errors import SpecError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _check_file(name: str, variables: list[str], asked: "Asked", as_json: bool) 
     return code
 
 
-@explain.command("memory", epilog=examples("explain memory"))
+@explain.command("memory", cls=Command, epilog=examples("explain memory"))
 @with_layout
 def explain_memory(model: Model, stated: Stated, as_json: Json = False) -> None:
     """Show where the bytes of one layout go.

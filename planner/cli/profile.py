@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from planner.cli.examples import examples
 from planner.cli.output import check_free, note, save, show
+from planner.cli.usage import Command
 
 
 class _ModelOrCommand(TyperGroup):
@@ -31,7 +32,7 @@ Output = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing profile.")]
 
 
-@profile.command("measure", epilog=examples("profile measure"))
+@profile.command("measure", cls=Command, epilog=examples("profile measure"))
 def measure(
     model: Annotated[
         str,
@@ -117,7 +118,7 @@ def _print_agenda(model: str, nproc: int, options: list[str]) -> None:
     note(f"{len(lines)} measurements, about {duration(seconds)} and the start of the processes")
 
 
-@profile.command("show", epilog=examples("profile show"))
+@profile.command("show", cls=Command, epilog=examples("profile show"))
 def show_profile(
     file: Annotated[Path, typer.Argument(help="A profile.", metavar="FILE")],
     cluster: Annotated[
@@ -134,7 +135,7 @@ def show_profile(
     show(profile_report(load_profile(file), nominal))
 
 
-@profile.command("diff", epilog=examples("profile diff"))
+@profile.command("diff", cls=Command, epilog=examples("profile diff"))
 def diff(
     before: Annotated[Path, typer.Argument(help="A profile.", metavar="BEFORE")],
     after: Annotated[Path, typer.Argument(help="Another.", metavar="AFTER")],
@@ -152,7 +153,7 @@ def diff(
     show(diff_report(load_profile(before), load_profile(after), smallest))
 
 
-@profile.command("merge", epilog=examples("profile merge"))
+@profile.command("merge", cls=Command, epilog=examples("profile merge"))
 def merge(
     files: Annotated[
         list[Path], typer.Argument(help="Profiles; the last one counts.", metavar="FILE...")
@@ -173,7 +174,7 @@ def merge(
     note(f"{len(files)} profiles put together: {output}")
 
 
-@profile.command("import", epilog=examples("profile import"))
+@profile.command("import", cls=Command, epilog=examples("profile import"))
 def import_files(
     files: Annotated[
         list[Path],

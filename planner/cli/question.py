@@ -8,16 +8,18 @@ from planner.cli.request import (
     chosen_cluster,
     chosen_job,
     offload_named,
+    read_both,
     with_calibration,
 )
 from planner.errors import LayoutError, SpecError
 from planner.layout.layout import Layout, Recompute, Shard
+from planner.layout.rules import divisors
 from planner.layout.stages import Split
 from planner.plan import Plan
 from planner.search.legal import broken_rules
 from planner.search.targets import PRICED, TARGETS, Target, chosen_target
 from planner.spec.cluster import ClusterSpec
-from planner.spec.files import load
+from planner.spec.files import is_path, load
 from planner.spec.huggingface import load_model
 from planner.spec.job import JobSpec
 from planner.spec.model import ModelSpec
@@ -50,9 +52,10 @@ class Degrees:
             raise SpecError(f"--recompute: {self.recompute!r} is not known; use one of {kinds}")
         block = self.tp * self.cp * self.pp
         if gpus % block:
+            near = sorted(divisors(gpus), key=lambda size: abs(size - block))[:2]
             raise LayoutError(
-                f"tp*cp*pp={block} does not divide the {gpus} GPUs; "
-                "change a degree or --nodes until it does"
+                f"tp*cp*pp={block} does not divide the {gpus} GPUs, {' and '.join(map(str, near))} "
+                "do; change a degree or --nodes"
             )
         dp = gpus // block
         return Layout(
@@ -137,12 +140,20 @@ def asked(
         if profile is not None:
             raise SpecError("--profile: a plan has its machine already; give the model instead")
         return of_plan(load(Plan, path), calibration, mixed)
+    if is_path(path) and not path.exists():
+        load_model(model)  # refuses: a plan that is not there misses no option
     needed = {"--cluster": cluster or profile, "--global-batch": global_batch, "--seq-len": seq_len}
-    missing = [name for name, value in needed.items() if value is None]
-    if missing or global_batch is None or seq_len is None:
-        raise SpecError(f"{name}: is needed, unless a plan file is given" for name in missing)
-    spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, profile, mixed=mixed and calibration is None)
+    missing = [
+        f"{name}: is needed, unless a plan file is given"
+        for name, value in needed.items()
+        if value is None
+    ]
+    kinds = mixed and calibration is None
+    spec, machines = read_both(
+        model, lambda: chosen_cluster(cluster, nodes, profile, mixed=kinds), missing
+    )
+    assert global_batch is not None  # or it was missing
+    assert seq_len is not None
     for group in machines.node_groups:
         chosen_job(global_batch, seq_len, precision, spec, group.gpu, method)  # or it refuses
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu, method)

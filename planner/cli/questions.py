@@ -57,12 +57,10 @@ def _asked(
     target: str,
 ) -> "tuple[ModelSpec, ClusterSpec, JobSpec, Target]":
     """Return what a search starts from; says on stderr which program is to run the job."""
-    from planner.cli.request import chosen_cluster, chosen_job
+    from planner.cli.request import chosen_cluster, chosen_job, read_both
     from planner.search.targets import chosen_target
-    from planner.spec.huggingface import load_model
 
-    spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, None)
+    spec, machines = read_both(model, lambda: chosen_cluster(cluster, nodes, None))
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu)
     runner, why = chosen_target(target, spec, job)
     note(f"target {runner.name}: {why}")

@@ -99,6 +99,7 @@ def recommend(
         Method,
         chosen_cluster,
         chosen_job,
+        read_both,
         share,
         with_calibration,
     )
@@ -108,7 +109,6 @@ def recommend(
     from planner.search.answer import recommend as answer
     from planner.search.recommend import Options
     from planner.search.targets import chosen_target
-    from planner.spec.huggingface import load_model
     from planner.units import parse_seconds
 
     options = Options(
@@ -119,8 +119,9 @@ def recommend(
         limits=limits,
     )
     check_free(output, force)
-    spec = load_model(model)
-    machines = chosen_cluster(cluster, nodes, profile, links, mixed=True)
+    spec, machines = read_both(
+        model, lambda: chosen_cluster(cluster, nodes, profile, links, mixed=True)
+    )
     method = Method(optimizer, lora_rank)
     job = chosen_job(global_batch, seq_len, precision, spec, machines.gpu, method)
     runner, why = chosen_target(target, spec, job)

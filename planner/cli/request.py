@@ -1,5 +1,6 @@
 """From the words of a command to checked records; every complaint names the option."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from planner.search.targets import Target
 from planner.spec.calibration import apply_calibration, calibrated_software, load_calibration
 from planner.spec.cluster import ClusterSpec, load_cluster
 from planner.spec.gpu import GpuSpec
+from planner.spec.huggingface import load_model
 from planner.spec.job import JobSpec
 from planner.spec.machine import apply_profile, cluster_of
 from planner.spec.model import ModelSpec
@@ -54,6 +56,28 @@ def offload_named(text: str) -> Offload:
     except ValueError:
         raise SpecError(f"--offload: {amount!r} in {text!r} is not a share; {remedy}") from None
     return Offload(fraction, target) if fraction else Offload()
+
+
+def read_both(
+    model: str, machines: Callable[[], ClusterSpec], missing: Sequence[str] = ()
+) -> tuple[ModelSpec, ClusterSpec]:
+    """Return the model of a name and what ``machines`` reads.
+
+    All complaints are made at once, those of ``missing`` options too.
+    """
+    problems, cluster = [*missing], None
+    said = {one.partition(":")[0] for one in missing}
+    try:
+        cluster = machines()
+    except SpecError as error:
+        problems += [one for one in error.problems if one.partition(":")[0] not in said]
+    try:
+        spec = load_model(model)
+    except SpecError as error:
+        problems = [*error.problems, *problems]
+    if problems or cluster is None:
+        raise SpecError(problems)
+    return spec, cluster
 
 
 def chosen_cluster(

@@ -23,6 +23,7 @@ def found_report(found: Found, unit: str) -> Group:
         parts: list[RenderableType] = [
             Text(f"Nothing fits up to {largest.size:,} {unit}: the fullest GPU {said}, "
                  f"{gib(found.limit_bytes)} GiB may be used", style="bold"),
+            Text("planner recommend with the same options lists the cheapest changes that help"),
         ]  # fmt: skip
     else:
         what = "Fewest" if unit == "GPUs" else "Longest"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import yaml
 
 Record = TypeVar("Record", bound=BaseModel)
+FILE_SUFFIXES = {".yaml", ".yml", ".json", ".toml", ".sh", ".slurm", ".sbatch", ".py", ".csv"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,15 +218,22 @@ def shipped(kind: str, pattern: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted(data_path(kind).glob(pattern))}
 
 
+def is_path(path: Path) -> bool:
+    """Whether a name is meant as a file, be it there or not."""
+    return path.exists() or path.suffix in FILE_SUFFIXES or len(path.parts) > 1
+
+
 def shipped_or_file(what: str, name: str | Path, known: dict[str, Path]) -> Path:
     """Return the file behind a shipped name or a path; ``what`` names the kind in messages."""
     path = Path(name)
-    if path.exists() or path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1:
+    if is_path(path):
         return path
     found = {stem.lower(): file for stem, file in known.items()}.get(str(name).lower())
     if found is None:
         near = get_close_matches(str(name).lower(), [stem.lower() for stem in known], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        remedy = f"{hint}Give the path of a file, or one of: {', '.join(known)}"
+        remedy = (
+            f"{hint}{'G' if hint else 'g'}ive the path of a file, or one of: {', '.join(known)}"
+        )
         raise SpecError(f"{what} {str(name)!r} is not shipped; {remedy}")
     return found
