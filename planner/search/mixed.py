@@ -172,13 +172,11 @@ def _search(prices: Prices, target: Target, options: Options) -> Search:
     bounds_s = dict(zip(found, bounds.tolist(), strict=True))
     best: list[StepEstimate] = []
     steps: dict[Layout, StepEstimate] = {}
-    looked_at = 0
     for index in bounds.argsort(kind="stable"):
         if len(best) >= options.keep and bounds[index] > best[-1].step_time_s:
             break
         if best and time.monotonic() > started + options.budget_s:
             break
-        looked_at += 1
         step = stepped(prices, found[index], target, options.keep_free)
         if step is not None:
             steps[step.layout] = step
@@ -187,7 +185,7 @@ def _search(prices: Prices, target: Target, options: Options) -> Search:
     best.sort(key=lambda one: one.step_time_s)
     gap = max(0.0, 1 - float(bounds.min()) / best[0].step_time_s) if best else 0.0
     return Search(
-        tuple(best), steps, tuple(found), (), tuple(steps), bounds_s, None, 0.0, 0.0, looked_at,
+        tuple(best), steps, tuple(found), (), tuple(steps), bounds_s, None, 0.0, 0.0, len(steps),
         gap, time.monotonic() - started,
     )  # fmt: skip
 

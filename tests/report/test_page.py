@@ -199,9 +199,8 @@ def test_kinds_of_nodes_have_their_own_capacity() -> None:
     assert [choice.step_time_s for choice in one.node_choices if choice.step_time_s] == [
         value for value in values(section(page, "placement")) if value < 1e6
     ]
-    # what the other commands refuse is not offered
-    assert "planner explain memory" not in page
-    assert "planner explain memory" in html_page(plan("placed"))
+    for command in ("explain memory", "explain speed", "simulate"):  # which know such plans
+        assert f"planner {command} plan.json" in page
 
 
 def test_what_leaves_the_gpus_is_shown_for_each_node() -> None:

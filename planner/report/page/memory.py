@@ -7,6 +7,7 @@ from planner.memory.estimate import RankMemory
 from planner.memory.interval import memory_interval
 from planner.report.page.facts import Facts
 from planner.report.page.markup import Markup, card, details, number, percent_of, table, tag
+from planner.report.page.track import track_parts
 from planner.report.words import gib
 
 MOST_ROWS = 8  # with a second line each
@@ -52,7 +53,9 @@ def memory_card(facts: Facts) -> Markup:
         tag("tbody", *rows),
         class_="bars" if len(groups) <= MOST_ROWS else "bars compact",
     )
-    return card("memory", "Memory", lead, _legend(facts), bars, _numbers(facts, groups))
+    return card(
+        "memory", "Memory", lead, _legend(facts), bars, _numbers(facts, groups), track_parts(facts)
+    )
 
 
 def sizes(memory: RankMemory) -> dict[str, float]:

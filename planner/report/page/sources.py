@@ -42,11 +42,11 @@ def commands_card(plan: Plan, file: Path) -> Markup:
     name = shlex.quote(str(file))
     rows = [("Make this plan again", plan.command)] if plan.command else []
     rows.append(("Make this page again", f"planner report {name} --output report.html"))
-    if not plan.cluster.node_groups:  # which these do not know
-        rows += [
-            ("Where the memory goes, and what would lower it", f"planner explain memory {name}"),
-            ("The step as a trace for Perfetto", f"planner simulate {name} --trace step.json.gz"),
-        ]
+    rows += [
+        ("Where the memory goes, and what would lower it", f"planner explain memory {name}"),
+        ("Where the time goes, and what would be faster", f"planner explain speed {name}"),
+        ("The step as a trace for Perfetto", f"planner simulate {name} --trace step.json.gz"),
+    ]
     steps = next_steps(plan, file)
     rows += zip(("Write the launch files", "Start"), steps, strict=False)
     items = [
