@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from planner.layout.layout import Layout
 from planner.layout.local import sharded_parameters, stage_local, streams_gradients, trained_local
@@ -198,6 +199,19 @@ def fullest_moments(timeline: tuple[RankMemory, ...]) -> tuple[RankMemory, ...]:
     return tuple(found.values())
 
 
+@lru_cache(maxsize=4096)
+def first_alike(model: ModelSpec, pp: int, vpp: int) -> tuple[int, ...]:
+    """Return the first of all pipeline ranks that hold the same layers in equal stages.
+
+    Some stages have a layer more than others, some models begin with layers without experts.
+    """
+    stages = stage_layers(model, pp * vpp)
+    first: dict[tuple[StageLayers, ...], int] = {}
+    for rank in range(pp):
+        first.setdefault(stages[rank::pp], rank)
+    return tuple(first.values())
+
+
 def peak_memory(
     model: ModelSpec,
     job: JobSpec,
@@ -207,11 +221,11 @@ def peak_memory(
 ) -> RankMemory:
     """Return the memory of the fullest pipeline rank.
 
-    Of equal stages that is the first, the second or the last (property test); of others, or in an
-    order of your own (``custom``), any.
+    Of ranks that hold the same layers that is the first (property test), where stages are equal and
+    the order is not your own (``custom``).
     """
     few = split is None and layout.pp > 4 and not layout.schedule and custom is None
-    ranks = (0, 1, layout.pp - 1) if few else range(layout.pp)
+    ranks = first_alike(model, layout.pp, layout.vpp) if few else range(layout.pp)
     return max(
         (rank_memory(model, job, layout, rank, split, custom) for rank in ranks),
         key=lambda memory: memory.device,

@@ -110,6 +110,19 @@ def test_no_rank_exceeds_the_peak_of_equal_stages(layout: Layout) -> None:
     assert max(ranks) == pytest.approx(peak)
 
 
+@pytest.mark.parametrize(("pp", "vpp"), [(5, 1), (8, 2), (16, 1), (24, 2), (32, 1), (61, 1)])
+@pytest.mark.parametrize("name", ["deepseek-v3", "llama-3.1-405b"])
+def test_no_rank_exceeds_the_peak_of_stages_that_are_not_alike(
+    name: str, pp: int, vpp: int
+) -> None:
+    # DeepSeek-V3: 61 layers, 3 without experts; the fullest of 32 stages is the third
+    spec = model(name)
+    run, layout = job(2 * pp), Layout(pp=pp, vpp=vpp)
+    ranks = [rank_memory(spec, run, layout, rank).device for rank in range(pp)]
+
+    assert peak_memory(spec, run, layout).device == max(ranks)
+
+
 def test_no_rank_exceeds_the_peak_of_unequal_stages() -> None:
     layout = Layout(pp=8)
     split = Split((2,) * 8, (2, 2, 0, 0, 0, 2, 2, 2))
