@@ -1,17 +1,22 @@
 """``planner check FILE``: a framework's own configuration, read, judged and priced."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.errors import SpecError
 
 if TYPE_CHECKING:
+    from planner.cost.layer import Prices
     from planner.formats.settle import Settled
     from planner.formats.setup import Knob, Setup
-    from planner.report.foreign import FileReport, Row
+    from planner.layout.layout import Layout
+    from planner.layout.stages import Split
+    from planner.report.foreign import Better, FileReport, Row
     from planner.spec.cluster import ClusterSpec
+
+    Judged = tuple[str, list[str], int, Better | None]
 
 YES, NO, UNSURE = 0, 1, 3
 
@@ -62,14 +67,12 @@ def check_file(path: Path, given: dict[str, str], asked: Asked) -> tuple["FileRe
     model = load_model(asked.model) if asked.model else None
     machines = chosen_cluster(asked.cluster, asked.nodes, None) if asked.cluster else None
     settled = settle(setup, model, machines.gpus if machines else None)
-    verdict, details, code = _judged(setup, settled, machines)
-    return _report(setup, settled, verdict, details), code
+    answer, details, code, better = _judged(setup, settled, machines)
+    return replace(_report(setup, settled, answer, details), better=better), code
 
 
 def filled(setup: "Setup", asked: Asked) -> "Setup":
     """Return the file with what it leaves open taken from the options."""
-    from dataclasses import replace
-
     changes = {
         name: getattr(asked, name)
         for name in ("global_batch", "seq_len", "micro_batch")
@@ -78,19 +81,17 @@ def filled(setup: "Setup", asked: Asked) -> "Setup":
     return replace(setup, **changes)
 
 
-def _judged(
-    setup: "Setup", settled: "Settled", machines: "ClusterSpec | None"
-) -> tuple[str, list[str], int]:
-    """Return the verdict in a sentence, what else to say, and the exit code."""
+def _judged(setup: "Setup", settled: "Settled", machines: "ClusterSpec | None") -> "Judged":
+    """Return the verdict in a sentence, what else to say, the exit code, and what is better."""
     label = _label(setup)
     if settled.problems:
         count = len(settled.problems)
         rules = "this rule" if count == 1 else f"these {count} rules"
-        return f"Does not start: {label} on {settled.gpus} GPUs breaks {rules}", [], NO
+        return f"Does not start: {label} on {settled.gpus} GPUs breaks {rules}", [], NO, None
     starts = f"Starts: {label} on {settled.gpus} GPUs breaks no rule of {setup.framework}"
     missing = _missing(setup, settled, machines)
     if missing or machines is None:
-        return starts, [f"Whether it fits was not asked: {', '.join(missing)}."], YES
+        return starts, [f"Whether it fits was not asked: {', '.join(missing)}."], YES, None
     return _priced(setup, settled, machines)
 
 
@@ -115,9 +116,7 @@ def _missing(setup: "Setup", settled: "Settled", machines: "ClusterSpec | None")
     return [option for option, value in needed.items() if value is None]
 
 
-def _priced(
-    setup: "Setup", settled: "Settled", machines: "ClusterSpec"
-) -> tuple[str, list[str], int]:
+def _priced(setup: "Setup", settled: "Settled", machines: "ClusterSpec") -> "Judged":
     from planner.cli.request import chosen_job
     from planner.cost.layer import Prices
     from planner.formats.work import work_of_setup
@@ -132,11 +131,12 @@ def _priced(
     job = chosen.model_copy(update={"software": setup.software})
     split = Split(work.layers, work.again)
     found = checked(work.model, machines, job, work.layout, split, [])
-    step = estimate_step(Prices(work.model, machines, job), work.layout, split)
+    prices = Prices(work.model, machines, job)
+    step = estimate_step(prices, work.layout, split)
     low, high = step_interval(step, machines)
     details = [
         f"Estimated step time {seconds(step.step_time_s)} ({seconds(low)} to {seconds(high)}), "
-        f"{step.tokens_per_s_per_gpu:.0f} tokens/s per GPU, MFU {percent(step.mfu)} of "
+        f"{step.tokens_per_s_per_gpu:,.0f} tokens/s per GPU, MFU {percent(step.mfu)} of "
         f"{step.peak_flops / 1e12:.0f} TFLOP/s."
     ]
     code = {"fits": YES, "too close to tell": UNSURE}.get(str(found.verdict), NO)
@@ -144,7 +144,32 @@ def _priced(
     if code == NO and saves:
         details.append(f"It may fit all the same: the estimate leaves out {', '.join(saves)}.")
         code = UNSURE
-    return check_sentence(found), details, code
+    better = _better(setup, prices, work.layout, split, code == YES)
+    return check_sentence(found), details, code, better
+
+
+def _better(
+    setup: "Setup", prices: "Prices", layout: "Layout", split: "Split", fits: bool
+) -> "Better | None":
+    """Return the three best single changes; of a program whose rules a plan knows."""
+    from planner.report.foreign import Better
+    from planner.search.changes import cheapest, single_changes
+    from planner.search.faster import faster_changes
+    from planner.search.targets import PRICED, TARGETS
+    from planner.simulate.step import estimate_step
+
+    name = "megatron" if setup.framework == "nemo" else setup.framework
+    known = (TARGETS | PRICED).get(name)
+    if known is None:
+        return None
+    target = replace(known, software=setup.software)
+    step = estimate_step(prices, layout, split)
+    if fits:
+        changes = faster_changes(prices, layout, target, split)
+    else:
+        smaller = single_changes(prices, layout, target, split)
+        changes = cheapest(smaller, prices.cluster.gpu.memory_bytes, step.memory.device)
+    return Better(fits, step.step_time_s, tuple(changes))
 
 
 def _rows(knobs: tuple["Knob", ...]) -> tuple["Row", ...]:

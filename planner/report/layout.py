@@ -1,5 +1,7 @@
 """How answers are laid out on a terminal: sections with a title, tables without rules."""
 
+from collections.abc import Iterable
+
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -9,6 +11,14 @@ from rich.text import Text
 def section(title: str, body: RenderableType) -> Group:
     """Return an indented part of an answer under its title."""
     return Group(Text(), Text(title, style="bold cyan"), Padding(body, (0, 0, 0, 2), expand=False))
+
+
+def listed(lines: Iterable[str]) -> RenderableType:
+    """Return lines one below the other, each behind a dash; what wraps stays to its right."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for line in lines:
+        table.add_row("-", Text(line))
+    return Padding(table, (0, 0, 0, 2), expand=False)
 
 
 def column_table(*columns: tuple[str, str]) -> Table:

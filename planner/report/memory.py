@@ -14,7 +14,7 @@ from planner.memory.estimate import RankMemory, fullest_moments, rank_memory, ra
 from planner.memory.host import node_host_bytes
 from planner.memory.interval import Verdict, memory_interval, verdict
 from planner.report.host import HostNode, host_nodes, host_table
-from planner.report.layout import column_table, section
+from planner.report.layout import column_table, listed, section
 from planner.report.offload import offload_lines
 from planner.report.words import gib, percent, seconds
 from planner.schedule.passes import Order
@@ -142,8 +142,8 @@ def _sentence(found: Checked) -> Text:
 
 def check_report(found: Checked) -> Group:
     """Return the verdict; of a layout that does not start, every rule it breaks."""
-    lines = [Text(f"  - {problem}") for problem in found.problems]
-    return Group(_sentence(found), *lines, *map(Text, found.notes))
+    problems = [listed(found.problems)] if found.problems else []
+    return Group(_sentence(found), *problems, *map(Text, found.notes))
 
 
 def memory_report(found: Checked, changes: list[SingleChange]) -> Group:
@@ -169,7 +169,9 @@ def memory_report(found: Checked, changes: list[SingleChange]) -> Group:
     if found.of_kinds:
         parts += [Text(), Text(NO_CHANGES)]
     if changes:
-        parts.append(section("Single changes that lower the peak, cheapest first", _table(changes)))
+        parts.append(
+            section("Single changes that lower the peak, cheapest first", smaller_table(changes))
+        )
     return Group(*parts)
 
 
@@ -207,7 +209,8 @@ def _moment_table(found: Checked) -> Table:
     return table
 
 
-def _table(changes: list[SingleChange]) -> Table:
+def smaller_table(changes: Sequence[SingleChange]) -> Table:
+    """Return what each change saves of the peak, and costs of the step."""
     table = column_table(
         ("change", "left"), ("peak GiB", "right"), ("saves GiB", "right"), ("step", "right"),
         ("slower", "right"),

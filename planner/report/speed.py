@@ -1,5 +1,6 @@
 """The answer of ``planner explain speed``: the waterfall from the card's peak to the step time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -89,7 +90,12 @@ def speed_report(found: Explained) -> Group:
         lines = "\n".join(link_lines(found.slow_links))
         parts.append(section("Slow links between nodes", Text(lines)))
     if found.changes:
-        parts.append(section("Single changes that make it faster", _changes(found)))
+        parts.append(
+            section(
+                "Single changes that make it faster",
+                faster_table(found.changes, found.step.step_time_s),
+            )
+        )
     else:
         parts += [Text(), Text("No single change of the layout that fits is faster.")]
     return Group(*parts)
@@ -136,17 +142,17 @@ def _verdict(found: Explained, measured_s: float) -> Text:
     )
 
 
-def _changes(found: Explained) -> Table:
+def faster_table(changes: Sequence[SingleChange], before_s: float) -> Table:
+    """Return what each change gains of a step of ``before_s`` and takes in memory."""
     table = column_table(
         ("change", "left"), ("step", "right"), ("faster", "right"), ("peak GiB", "right"),
         ("more GiB", "right"),
     )  # fmt: skip
-    before = found.step.step_time_s
-    for change in found.changes:
+    for change in changes:
         table.add_row(
             change.text,
             seconds(change.step_time_s),
-            percent(-change.slower_s / before),
+            percent(-change.slower_s / before_s),
             f"{change.device_bytes / GIB:.1f}",
             f"{-change.saved_bytes / GIB:+.1f}",
         )

@@ -84,6 +84,32 @@ def test_memory_and_step_time_on_a_cluster(script: Path) -> None:
         assert words in result.stdout
 
 
+def test_a_file_that_fits_is_told_what_is_faster(script: Path) -> None:
+    words = [script, *CLUSTER.split(), "--set", "PP=2"]
+    code, found = answer(*words)
+    shown = planner("check", *words, columns=100).stdout
+
+    details = found["details"][0]
+    steps = [one["step_time_s"] for one in found["changes"]]
+    now_s = float(details.partition("step time ")[2].split()[0])
+    assert code == 0
+    assert 0 < len(steps) <= 3
+    assert steps == sorted(steps)
+    assert steps[-1] < now_s
+    assert "Single changes that make it faster" in shown
+    assert all(one["text"] in shown for one in found["changes"])
+
+
+def test_a_file_that_does_not_fit_is_told_what_needs_less(script: Path) -> None:
+    script.write_text(SCRIPT.replace("--num-layers 32", "--num-layers 512"))
+    words = [script, *CLUSTER.split(), "--set", "PP=2"]
+    code, found = answer(*words)
+
+    assert code == 1
+    assert 0 < len(found["changes"]) <= 3
+    assert "Single changes that lower the peak" in planner("check", *words, columns=100).stdout
+
+
 def test_the_model_of_the_file_counts_and_differences_are_said(script: Path) -> None:
     _, found = answer(script, "--model", "llama-3-8b", *CLUSTER.split())
 

@@ -1,6 +1,7 @@
 """Documentation cannot rot: commands, options, links and shipped counts are checked."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_readme_opens_with_two_commands() -> None:
     assert "planner recommend llama-3-70b --cluster dgx-h100 --nodes 8" in blocks[0]
     assert blocks[1] == "bash scripts/test\n"
     assert README.index("```bash") < README.index("## ")
+
+
+def test_readme_gives_the_reason_of_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {*project["dependencies"], *project["optional-dependencies"]["run"]}
+    table = README.partition("## Dependencies\n")[2].partition("\n## ")[0]
+
+    listed = re.findall(r"[a-z]+", " ".join(re.findall(r"^\| ([^|]+) \| \w", table, re.M)))
+    names = {re.split(r"[<>=]", one)[0] for one in needed}
+    assert names <= {*listed}
+    assert {*listed} - names == {"with", "rich", "extra", "run"}
 
 
 def test_readme_counts_what_ships() -> None:
