@@ -29,7 +29,7 @@ TABLE = [  # what is typed, what each line says
      ["MODEL|PLAN: is needed", "--zero: '7' is too large, 3 is the most; ZeRO"]),
     ("recommend tiny-llama --globalbatch 8",
      ["--globalbatch: no such option; did you mean --global-batch or --micro-batch?"]),
-    ("convert", ["FILE: is needed", "--to: is needed; megatron, torchtitan"]),
+    ("convert", ["FILE: is needed", "--to: is needed"]),
     ("explain mem", ["No such command 'mem'"]),
     ("recommand", ["No such command 'recommand'"]),
     (f"check tiny-llama --cluster dgx-h100 {JOB} --tp 3",
