@@ -100,7 +100,7 @@ def _with_kernels(gpu: GpuSpec, profile: Profile) -> GpuSpec:
     if profile.kernels:
         update["kernels"] = gpu.kernels | _kernel_curves(profile)
     if profile.launch:
-        update["host_op_s"] = median(one.host_op_s for one in profile.launch)
+        update |= _host_times(profile)
         update["in_order"] = any(one.in_order for one in profile.launch)
     if profile.overlaps:
         update["interference"] = median(one.interference for one in profile.overlaps)
@@ -108,6 +108,14 @@ def _with_kernels(gpu: GpuSpec, profile: Profile) -> GpuSpec:
         return gpu
     sources = {name: profile.origin for name in update}
     return gpu.model_copy(update=update | {"sources": gpu.sources | sources})
+
+
+def _host_times(profile: Profile) -> dict[str, float]:
+    """Return host seconds of one kernel in whole layers and in layers that several ranks split."""
+    found: dict[str, list[float]] = {}
+    for one in profile.launch:
+        found.setdefault("host_split_op_s" if one.tp > 1 else "host_op_s", []).append(one.host_op_s)
+    return {name: median(values) for name, values in found.items()}
 
 
 def _measured_shapes(profile: Profile) -> dict[str, float]:
@@ -277,6 +285,7 @@ def _cpu(profile: Profile) -> GpuSpec:
         hbm_bytes_per_s=copy,
         sm_count=1,
         peak_flops={"bf16": max(rates)},
+        ranks_per_core=profile.ranks_per_core,
         launch_s=min((one.op_s for one in profile.launch), default=2e-6),
         sources={"peak_flops": f"the fastest product {profile.origin}",
                  "hbm_bytes_per_s": f"a copy in memory {profile.origin}"},

@@ -113,6 +113,25 @@ def test_host_time_is_added_where_nothing_queues() -> None:
     assert slow.host > bare.host
 
 
+def test_a_split_layer_has_a_host_time_of_its_own() -> None:
+    split = LAUNCH | {"tp": 2, "layer_s": LAUNCH["layer_s"] + 50 * 3e-4}
+    cluster = cluster_of(profile(launch=[LAUNCH, split]))
+    prices = Prices(load_model("tiny-llama"), cluster, JobSpec(global_batch=2, seq_len=64))
+    whole, parted = (prices.layer(Layout(tp=tp), False).forward.host for tp in (1, 2))
+
+    assert cluster.gpu.host_op_s == pytest.approx(1e-4)
+    assert cluster.gpu.host_split_op_s == pytest.approx(4e-4)
+    assert parted > 3.9 * whole  # its collectives are issued too
+    assert calibrated_cluster(cluster, {"host_time": 3.0}).gpu.host_split_op_s == pytest.approx(
+        1.2e-3
+    )
+
+
+def test_ranks_of_a_crowded_cpu_share_cores() -> None:
+    assert cluster_of(profile(ranks_per_core=2.0)).gpu.ranks_per_core == 2.0
+    assert cluster_of(profile()).gpu.ranks_per_core == 1.0
+
+
 @pytest.mark.parametrize(("together", "lost"), [(1.0, 0.0), (1.4, 0.8), (1.5, 1.0), (9.0, 1.0)])
 def test_interference_by_hand(together: float, lost: float) -> None:
     one = OverlapMeasurement.model_validate(OVERLAP | {"together_s": together})
