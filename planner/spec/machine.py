@@ -19,7 +19,11 @@ from planner.spec.gpu import (
     operation_key,
 )
 from planner.spec.measured import Kind
+from planner.spec.nodes import NodeLinks
 from planner.spec.profile import Profile
+
+HEALTHY_SHARE = 0.8  # of the fastest pair's rate: pairs above it are alike
+BROKEN_SHARE = 1e-6  # what a pair that carries nothing is counted as
 
 
 def apply_profile(cluster: ClusterSpec, profile: Profile) -> ClusterSpec:
@@ -169,7 +173,7 @@ def _with_network(
 
     A group with ``g`` ranks on each node drives ``g`` shares of its NICs. An all-reduce tree
     crosses the network ``2 log2(nodes)`` times; its start and its hops inside a node are those of
-    a node-sized group.
+    a node-sized group. What slow links of the measured groups took is their own, not the network's.
     """
     net = cluster.scale_out
     assert net is not None
@@ -178,8 +182,11 @@ def _with_network(
     own: dict[str, list[GroupCurve]] = {}
     for (kind, ranks, g), points in _groups(profile, "cluster").items():
         curve, _ = fit_collective(ranks, points)
-        own.setdefault(kind, []).append(GroupCurve(**curve.model_dump(), inside=g))
-        rate, nodes = curve.bytes_per_s / share, -(-ranks // g)
+        nodes = -(-ranks // g)
+        slow, late = _slowest_links(profile.node_links, nodes)
+        if slow > HEALTHY_SHARE:  # else it says nothing about groups elsewhere
+            own.setdefault(kind, []).append(GroupCurve(**curve.model_dump(), inside=g))
+        rate = curve.bytes_per_s / share / slow
         if kind == "send_recv":
             found.setdefault("p2p_efficiency", []).append(rate)
         elif kind == "all_to_all":
@@ -190,7 +197,7 @@ def _with_network(
         if kind == "all_reduce":
             start = min((c.alpha_s for c in inside if c.ranks == g), default=0.0)
             steps = 2 * max(1, (nodes - 1).bit_length())
-            found.setdefault("latency_s", []).append(max(0.0, curve.alpha_s - start) / steps)
+            found.setdefault("latency_s", []).append(max(0.0, curve.alpha_s - start) / steps / late)
     if not found:
         return net, ""
     shares = {name: median(values) for name, values in found.items()}
@@ -199,6 +206,25 @@ def _with_network(
     prior = cluster.sources.get("scale_out", "no source given")
     source = f"{', '.join(shares)} {profile.origin}; other: {prior}"
     return net.model_copy(update={**shares, "collectives": curves}), source
+
+
+def _slowest_links(links: NodeLinks | None, nodes: int) -> tuple[float, float]:
+    """Return the rate ÷ a healthy one's and latency ÷ a healthy one's of the slowest link used.
+
+    By the rings of so many neighbouring nodes, as the profiler forms its groups.
+    """
+    if links is None:
+        return 1.0, 1.0
+    starts = range(0, len(links.hosts) - nodes + 1, nodes)
+    pairs = [(low + i, low + (i + 1) % nodes) for low in starts for i in range(nodes)]
+    pairs = [way for a, b in pairs for way in ((a, b), (b, a))]
+    if not pairs:
+        return 1.0, 1.0
+    slow = min(links.bytes_per_s[a][b] for a, b in pairs) / links.healthy_rate
+    if not links.latency_s or not links.healthy_wait_s:
+        return max(slow, BROKEN_SHARE), 1.0
+    late = max(links.latency_s[a][b] for a, b in pairs) / links.healthy_wait_s
+    return max(slow, BROKEN_SHARE), max(late, 1.0)
 
 
 def cluster_of(profile: Profile, nodes: int | None = None) -> ClusterSpec:

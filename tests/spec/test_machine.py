@@ -248,3 +248,31 @@ def test_profiles_of_different_machines_do_not_merge() -> None:
         merged([profile(), profile(device="H100", backend="nccl")])
 
     assert len(raised.value.problems) == 2
+
+
+def test_slow_links_of_measured_groups_are_not_the_networks() -> None:
+    """Nodes 0 and 2, 1 and 3 are near: neighbours, as they were measured, are ten times slower."""
+    near, far = 1e9, 1e8
+    rates = [[near if (i - j) % 2 == 0 else far for j in range(4)] for i in range(4)]
+    waits = [[1e-4 if (i - j) % 2 == 0 else 5e-4 for j in range(4)] for i in range(4)]
+    matrix = {"hosts": list("abcd"), "bytes_per_s": rates, "latency_s": waits}
+    points = [[size, 1e-3 + size / far] for size in SIZES]
+    pairs = [{"ranks": [a, b], "level": "cluster", "latency_s": waits[a][b],
+              "latency_median_s": waits[a][b], "bytes_per_s": rates[a][b],
+              "bytes_per_s_median": rates[a][b]}
+             for a in range(4) for b in range(4) if a != b]  # fmt: skip
+    measured = {
+        "world_size": 4, "ranks_per_node": 1, "hosts": list("abcd"), "node_links": matrix,
+        "links": [link("send_recv", "cluster", points=points)], "pairs": pairs,
+    }  # fmt: skip
+    cluster = cluster_of(profile(**measured))
+    slow, fast = (Group.place(ranks, stride, cluster) for ranks, stride in ((4, 1), (2, 2)))
+    size = 2**26
+
+    # sends between neighbours took ten times longer than between near nodes; so do their rings
+    assert collective_s("all_gather", size, slow, cluster) == pytest.approx(
+        0.75 * size / far, rel=0.05
+    )
+    assert collective_s("all_gather", size, fast, cluster) == pytest.approx(
+        0.5 * size / near, rel=0.05
+    )
