@@ -132,6 +132,11 @@ def test_ranks_of_a_crowded_cpu_share_cores() -> None:
     assert cluster_of(profile()).gpu.ranks_per_core == 1.0
 
 
+def test_profiles_with_and_without_shared_cores_do_not_merge() -> None:
+    with pytest.raises(SpecError, match=r"ranks_per_core: 1.0, 2.0 differ"):
+        merged([profile(), profile(ranks_per_core=2.0)])
+
+
 @pytest.mark.parametrize(("together", "lost"), [(1.0, 0.0), (1.4, 0.8), (1.5, 1.0), (9.0, 1.0)])
 def test_interference_by_hand(together: float, lost: float) -> None:
     one = OverlapMeasurement.model_validate(OVERLAP | {"together_s": together})
