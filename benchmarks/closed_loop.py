@@ -176,8 +176,11 @@ def page(loops: Sequence[Loop]) -> str:
     """Return the tables as Markdown."""
     parts = []
     for loop in loops:
+        profiled = (
+            f"Profiled in {loop.profile_s:.0f} s" if loop.profile_s > 1 else "Profiled before"
+        )
         parts.append(
-            f"### {loop.ranks} processes\n\nProfiled in {loop.profile_s:.0f} s; Spearman "
+            f"### {loop.ranks} processes\n\n{profiled}; Spearman "
             f"{loop.spearman:.2f}; the pick is {100 * loop.regret:.1f} % slower than the best; "
             f"mean error {100 * loop.error:.0f} %. Other programs had "
             f"{100 * loop.others:.0f} % of the machine.\n\n"
