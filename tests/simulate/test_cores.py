@@ -10,6 +10,7 @@ from planner.layout.layout import Layout
 from planner.search.bound import lower_bounds_s
 from planner.simulate.cores import on_shared_cores_s, summing_to
 from planner.simulate.step import estimate_step
+from planner.simulate.waterfall import waterfall
 from planner.spec.cluster import load_cluster
 from planner.spec.huggingface import load_model
 from planner.spec.job import JobSpec
@@ -52,4 +53,7 @@ def test_a_step_on_shared_cores(layout: Layout) -> None:
     assert alone_s / 2 <= step.step_time_s <= alone_s * (1 + 1e-9)
     assert (step.step_time_s < 0.95 * alone_s) == (layout.pp > 1)  # only a bubble is filled
     assert sum(step.parts_s.values()) == pytest.approx(step.step_time_s)
+    causes = waterfall(Prices(model, shared, job), step).parts_s
+    assert causes["pipeline_parallel"] >= -1e-9
+    assert causes["bubble"] >= -1e-9
     assert lower_bounds_s(Prices(model, shared, job), [layout])[0] <= step.step_time_s
