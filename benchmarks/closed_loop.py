@@ -7,11 +7,14 @@ Runs on CPUs with gloo in some minutes. The profile, not a fit to these runs, pr
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 from planner.layout.layout import Layout
@@ -56,9 +59,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """All layouts of one number of processes."""
+    """All layouts of one number of processes; others took ``others`` of the machine meanwhile."""
 
     ranks: int
+    others: float
     profile_s: float
     rejected: int
     rows: tuple[Row, ...]
@@ -96,22 +100,52 @@ def chosen(steps: dict[Layout, StepEstimate], count: int) -> list[Layout]:
     return [order[round(i * (len(order) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def measured_s(plans: Sequence[Plan], passes: int) -> list[float]:
-    """Return the step time of each plan: all run once, then all again; the least median counts.
+def measured_s(plans: Sequence[Plan], rounds: int) -> tuple[list[float], list[float]]:
+    """Return the step time of each plan, and the share of the machine that others took meanwhile.
 
-    What else runs on the machine comes in bursts, so the runs of one plan lie far apart.
+    Each round runs every plan once, every other one backwards, so that what else runs on the
+    machine hits all alike. Of each plan's rounds those with the least work of others count, half of
+    them, and of these the median.
     """
-    best = [float("inf")] * len(plans)
-    for number in range(passes):
-        for index, plan in enumerate(plans):
-            ran = run_plan(plan, STEPS, backend="gloo")
-            best[index] = min(best[index], ran.step_time_s)
-            note = f"pass {number + 1}: {plan.to_layout().label()} {ran.step_time_s:.3f} s"
-            print(f"{note}, estimated {plan.estimate.step_time_s:.3f} s", file=sys.stderr)
-    return best
+    found: list[list[tuple[float, float]]] = [[] for _ in plans]
+    for number in range(rounds):
+        for index in list(range(len(plans)))[:: 1 if number % 2 == 0 else -1]:
+            before, plan = Work.now(), plans[index]
+            seconds = run_plan(plan, STEPS, backend="gloo").step_time_s
+            others = Work.now().others_since(before)
+            found[index].append((others, seconds))
+            note = f"round {number + 1}: {plan.to_layout().label()} {seconds:.3f} s, estimated"
+            note += f" {plan.estimate.step_time_s:.3f} s; {100 * others:.0f} % taken by others"
+            print(note, file=sys.stderr)
+    quiet = [sorted(runs)[: ceil(rounds / 2)] for runs in found]
+    return [median(s for _, s in runs) for runs in quiet], [median(o for o, _ in r) for r in quiet]
 
 
-def closed_loop(ranks: int, count: int, passes: int, model_file: Path, kept: Path | None) -> Loop:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Seconds that all processes of this machine worked, those of this one, and the capacity."""
+
+    all_s: float
+    own_s: float
+    capacity_s: float
+
+    @classmethod
+    def now(cls) -> "Work":
+        """Read the kernel's counters (proc(5), ``/proc/stat``); ended children are our own."""
+        first = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+        ticks = [int(count) / os.sysconf("SC_CLK_TCK") for count in first]
+        idle_s = ticks[3] + ticks[4]
+        times = os.times()
+        own_s = times.user + times.system + times.children_user + times.children_system
+        return cls(sum(ticks) - idle_s, own_s, sum(ticks))
+
+    def others_since(self, before: "Work") -> float:
+        """Return the share of the machine that other programs had since ``before``."""
+        others_s = (self.all_s - before.all_s) - (self.own_s - before.own_s)
+        return max(0.0, others_s / (self.capacity_s - before.capacity_s))
+
+
+def closed_loop(ranks: int, count: int, rounds: int, model_file: Path, kept: Path | None) -> Loop:
     """Profile, estimate and run on ``ranks`` processes."""
     output = kept or model_file.with_name(f"profile-{ranks}.json")
     started = time.monotonic()
@@ -130,21 +164,26 @@ def closed_loop(ranks: int, count: int, passes: int, model_file: Path, kept: Pat
     found = search(model, cluster, job, target, Options(keep=1))
     taken = chosen(steps, count)
     plans = [one_plan(model, cluster, job, steps[layout], found) for layout in taken]
+    times, others = measured_s(plans, rounds)
     rows = [
         Row(layout.label(), steps[layout].step_time_s, seconds, steps[layout].parts_s)
-        for layout, seconds in zip(taken, measured_s(plans, passes), strict=True)
+        for layout, seconds in zip(taken, times, strict=True)
     ]
-    return Loop(ranks, profile_s, len(measured.rejected), tuple(rows))
+    return Loop(ranks, median(others), profile_s, len(measured.rejected), tuple(rows))
 
 
 def page(loops: Sequence[Loop]) -> str:
     """Return the tables as Markdown."""
     parts = []
     for loop in loops:
+        profiled = (
+            f"Profiled in {loop.profile_s:.0f} s" if loop.profile_s > 1 else "Profiled before"
+        )
         parts.append(
-            f"### {loop.ranks} processes\n\nProfiled in {loop.profile_s:.0f} s; Spearman "
+            f"### {loop.ranks} processes\n\n{profiled}; Spearman "
             f"{loop.spearman:.2f}; the pick is {100 * loop.regret:.1f} % slower than the best; "
-            f"mean error {100 * loop.error:.0f} %.\n\n"
+            f"mean error {100 * loop.error:.0f} %. Other programs had "
+            f"{100 * loop.others:.0f} % of the machine.\n\n"
             "| layout | estimated s | measured s | error |\n| --- | ---: | ---: | ---: |\n"
         )
         for row in sorted(loop.rows, key=lambda row: row.measured_s):
@@ -161,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--layouts", type=int, default=12)
-    parser.add_argument("--passes", type=int, default=2, help="how often each layout runs")
+    parser.add_argument("--rounds", type=int, default=4, help="how often each layout runs")
     parser.add_argument("--profiles", type=Path, help="folder of profiles to keep and use again")
     parser.add_argument("--output", type=Path, help="page with a closed-loop marker")
     options = parser.parse_args()
@@ -170,7 +209,7 @@ def main() -> None:
         model_file.write_text(json.dumps(MODEL))
         kept = options.profiles
         loops = [
-            closed_loop(n, options.layouts, options.passes, model_file, kept and kept / f"{n}.json")
+            closed_loop(n, options.layouts, options.rounds, model_file, kept and kept / f"{n}.json")
             for n in options.ranks
         ]
     text = page(loops)

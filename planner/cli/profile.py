@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from planner.cli.examples import examples
 from planner.cli.output import check_free, note, save, show
 from planner.cli.usage import Command
+from planner.errors import SpecError
 
 
 class _ModelOrCommand(TyperGroup):
@@ -43,7 +44,10 @@ def measure(
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes to start, one for each GPU.", metavar="N")
     ],
-    output: Output,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Profile to write, JSON.", metavar="FILE"),
+    ] = None,
     seq_len: Annotated[
         int, typer.Option(min=1, help="Tokens of one sequence.", metavar="S")
     ] = 4096,
@@ -98,6 +102,8 @@ def measure(
     if dry_run:
         _print_agenda(model, nproc, options)
         return
+    if output is None:
+        raise SpecError("--output: no file named; name the profile to write, or add --dry-run")
     check_free(output, force)
     found = measured(nproc, Path(model), output, tuple(options))
     links, kernels = len(found.links), len(found.gemms) + len(found.attention) + len(found.kernels)

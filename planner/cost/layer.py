@@ -234,9 +234,7 @@ class Prices:
         if self.job.software.overlaps_experts:
             exposed["ep"] = beside_s(exposed["ep"], compute, lost)
         gpu_s = compute + sum(exposed.values())
-        measured_s = self.cluster.gpu.host_op_s
-        op_s = self.job.software.cpu_op_s if measured_s is None else measured_s
-        host = op_s * (self._kernels(operations) - graphed)
+        host = self._host_op_s(groups["tp"]) * (self._kernels(operations) - graphed)
         return Seconds(
             compute,
             exposed["tp"],
@@ -244,6 +242,14 @@ class Prices:
             exposed["ep"] + exposed["etp"],
             host if self.cluster.gpu.in_order else max(0.0, host - gpu_s),
         )
+
+    def _host_op_s(self, tensor: Group) -> float:
+        """Return host seconds of one kernel; ``tensor``: of several ranks where they split it."""
+        gpu = self.cluster.gpu
+        measured_s = gpu.host_op_s
+        if tensor.ranks > 1 and gpu.host_split_op_s is not None:
+            measured_s = gpu.host_split_op_s
+        return self.job.software.cpu_op_s if measured_s is None else measured_s
 
     def _kernels(self, operations: Iterable[Operation]) -> int:
         return kernels_of(operations, self.job.input_bytes < 2)

@@ -102,7 +102,8 @@ def _experts_plan(
     return plan
 
 
-def _split_block(block: Block, mesh: DeviceMesh, sequence_parallel: bool) -> None:
+def split_block(block: Block, mesh: DeviceMesh, sequence_parallel: bool) -> None:
+    """Split the matrices of one layer over ``mesh``, in place."""
     between = _between(sequence_parallel)
     latent, experts = block.attention, block.mlp
     if isinstance(latent, LatentAttention):
@@ -152,6 +153,6 @@ def split_tensors(stage: Decoder, mesh: DeviceMesh, sequence_parallel: bool) -> 
     parallelize_module(stage, mesh, dict[str, ParallelStyle](present))
     for block in stage.layers.values():
         assert isinstance(block, Block)
-        _split_block(block, mesh, sequence_parallel)
+        split_block(block, mesh, sequence_parallel)
     if stage.head is not None:
         _split_head(stage, mesh, sequence_parallel)

@@ -172,7 +172,8 @@ def kernel_tasks(machine: Machine, model: ModelSpec, wish: Wish) -> list[Task]:
             if isinstance(operation, Attention):
                 attention |= dict.fromkeys(_attention(model, shape, operation))
     ordered = sorted(products, key=lambda product: (product.flops, product.name))
-    return [*ordered, *attention, *_memory_tasks(model, every)]
+    memory, launch = _memory_tasks(model, every), _launch_tasks(machine, model, every)
+    return [*ordered, *attention, *memory, *launch]
 
 
 def _products(operation: Operation) -> set[ProductTask]:
@@ -218,7 +219,25 @@ def _memory_tasks(model: ModelSpec, every: tuple[Shape, ...]) -> Iterator[Task]:
                 if isinstance(part, Elementwise) and name in RUNNABLE:
                     reverse = reverse and name != "gradient accumulation"
                     yield KernelTask(name, reverse, round(shape.tokens), part.moved_bytes)
-        yield LaunchTask(round(shape.tokens), layer_kernels(model, shape))
+
+
+def _launch_tasks(
+    machine: Machine, model: ModelSpec, every: Sequence[Shape]
+) -> Iterator[LaunchTask]:
+    """Yield one layer at the fewest and the most tokens, whole and under each tensor parallelism.
+
+    DTensor's part of a split layer is the host's.
+    """
+    own = [shape for shape in every if shape.cp == shape.ep == shape.etp == 1]
+    batches = {shape.micro_batch for shape in own}
+    for shape in own:
+        if shape.micro_batch not in (min(batches), max(batches)):
+            continue
+        parted = (machine.world_size, model.heads, model.kv_heads, shape.seq_len)
+        splits = not any(size % shape.tp for size in parted) and not (model.moe or model.mla)
+        if shape.tp == 1 or splits:
+            kernels = layer_kernels(model, shape)
+            yield LaunchTask(shape.micro_batch, shape.seq_len, kernels, shape.tp)
 
 
 def layer_kernels(model: ModelSpec, shape: Shape) -> int:

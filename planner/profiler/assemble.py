@@ -66,11 +66,14 @@ def _priced(one: LaunchMeasurement, profile: Profile, model: ModelSpec) -> Launc
     from planner.spec.software import TORCH_LAUNCHER
 
     bare = profile.model_copy(update={"launch": ()})
-    job = JobSpec(global_batch=1, seq_len=one.tokens, software=TORCH_LAUNCHER)
+    seq_len = one.seq_len or one.tokens
+    batch = one.tokens // seq_len
+    job = JobSpec(global_batch=batch, seq_len=seq_len, software=TORCH_LAUNCHER)
+    layout = Layout(tp=one.tp, micro_batch=batch, sequence_parallel=one.tp > 1)
     dense = model.model_copy(update={"moe": None, "mla": None})
     try:
         machine = cluster_of(bare)
     except SpecError:
         return one
-    cost = Prices(dense, machine, job).layer(Layout(), False)
+    cost = Prices(dense, machine, job).layer(layout, False)
     return one.model_copy(update={"layer_priced_s": cost.forward.compute + cost.backward.compute})

@@ -30,7 +30,7 @@ from planner.profiler.links import (
     measure_sharing,
 )
 from planner.profiler.memory_bound import measure_kernel, measure_launch
-from planner.profiler.options import effort_of, machine_of, parser, wish_of
+from planner.profiler.options import degree_problems, effort_of, machine_of, parser, wish_of
 from planner.profiler.progress import Progress
 from planner.profiler.provenance import facts, free_bytes, host_name, identity
 from planner.profiler.tasks import (
@@ -58,8 +58,8 @@ GRACE_S = 5.0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure with all processes; exit with the code of the error if there is one."""
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         with joined(options.timeout_s) as worker:
             _collect(worker, options)
     except PlannerError as error:
@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _collect(worker: Worker, options: argparse.Namespace) -> None:
     wish = wish_of(options, worker.on_gpu)
     machine = machine_of(options, worker.world_size, worker.ranks_per_node, worker.on_gpu)
+    if problems := degree_problems(wish, machine):
+        raise SpecError(problems)
     effort = effort_of(options, worker.on_gpu)
     hosts = _hosts(worker)
     tasks = tasks_of(machine, wish)

@@ -28,7 +28,7 @@ def measure_host(worker: Worker, task: HostTask, effort: Effort) -> dict[str, An
         return {"cpu_adam_parameters_per_s": _cpu_adam(worker, task.size // 4, effort)}
     if task.what == "copy":
         left, right = (torch.ones(task.size // 4) for _ in range(2))
-        seconds = readings(worker, lambda: left.copy_(right), effort).seconds
+        seconds = readings(worker, lambda: left.copy_(right), effort, alone=True).seconds
         return {"copy_bytes_per_s": _rate(2 * task.size, seconds)}
     return {f"{task.what}_bytes_per_s": _pcie(worker, task, effort)}
 
@@ -41,7 +41,7 @@ def _cpu_adam(worker: Worker, count: int, effort: Effort) -> float:
     weight = torch.nn.Parameter(torch.randn(count))
     weight.grad = torch.randn_like(weight)
     adam = torch.optim.AdamW([weight], lr=1e-4, fused=True)
-    return count / checked_s(readings(worker, adam.step, effort).seconds)
+    return count / checked_s(readings(worker, adam.step, effort, alone=True).seconds)
 
 
 def _pcie(worker: Worker, task: HostTask, effort: Effort) -> float:

@@ -25,7 +25,7 @@ Call = Callable[[], object]
 def measure_product(worker: Worker, task: ProductTask, effort: Effort) -> GemmMeasurement:
     """Measure one product, or one grouped call over the experts of a rank."""
     call = _grouped(worker, task) if task.copies > 1 else _dense(worker, task)
-    found = readings(worker, call, effort)
+    found = readings(worker, call, effort, alone=True)
     return GemmMeasurement(
         m=task.m,
         n=task.n,
@@ -52,7 +52,7 @@ def measure_spread(worker: Worker, task: SpreadTask, effort: Effort) -> RankSpre
 
 def measure_attention(worker: Worker, task: AttentionTask, effort: Effort) -> AttentionMeasurement:
     """Measure attention as the launcher runs it: zig-zag chunks where a rank has part of them."""
-    found = readings(worker, _attention(worker, task), effort)
+    found = readings(worker, _attention(worker, task), effort, alone=True)
     return AttentionMeasurement(
         heads=task.batch * task.heads,
         kv_heads=task.kv_heads,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from planner.launcher.attention import Rotary
 from planner.launcher.context import Context
@@ -15,9 +16,10 @@ from planner.launcher.loss import cross_entropy
 from planner.launcher.mlp import swiglu
 from planner.launcher.model import Block, norm
 from planner.launcher.plan_file import ModelConfig
+from planner.launcher.tensor_parallel import split_block
 from planner.profiler.kernels import Call, backward_of, random
 from planner.profiler.tasks import Effort, KernelTask, LaunchTask
-from planner.profiler.worker import Worker, checked_s, readings
+from planner.profiler.worker import DoubtfulError, Worker, checked_s, readings
 from planner.spec.measured import KernelMeasurement, LaunchMeasurement
 from planner.spec.model import ModelSpec
 
@@ -28,7 +30,7 @@ def measure_kernel(
     worker: Worker, task: KernelTask, model: ModelSpec | None, effort: Effort
 ) -> KernelMeasurement:
     """Measure one memory-bound operation, forward or backward."""
-    found = readings(worker, _call(worker, task, model), effort)
+    found = readings(worker, _call(worker, task, model), effort, alone=True)
     return KernelMeasurement(
         name=task.operation,
         backward=task.backward,
@@ -41,9 +43,14 @@ def measure_kernel(
 def measure_launch(
     worker: Worker, task: LaunchTask, model: ModelSpec, effort: Effort
 ) -> LaunchMeasurement:
-    """Measure small operators in a row, and one eager layer with and without waiting."""
-    layer = _layer(worker, model, task.tokens)
-    whole = readings(worker, layer, effort).seconds
+    """Measure small operators in a row, and one eager layer with and without waiting.
+
+    A split layer waits for others in its collectives, which the clock of a thread leaves out.
+    """
+    if task.tp > 1 and not (worker.on_gpu or worker.own_clock):
+        raise DoubtfulError("several threads a rank: waiting is not told from work; use one")
+    layer = _layer(worker, model, task)
+    whole = readings(worker, layer, effort, alone=True).seconds
     small = torch.ones(8, device=worker.device)
 
     def many() -> None:
@@ -51,11 +58,13 @@ def measure_launch(
             small.add_(1.0)
 
     return LaunchMeasurement(
-        tokens=task.tokens,
+        tokens=task.batch * task.seq_len,
+        seq_len=task.seq_len,
         op_s=checked_s(_issue_s(worker, many) / TINY_OPS),
         layer_s=checked_s(whole),
         layer_issue_s=checked_s(_issue_s(worker, layer)),
         layer_kernels=task.kernels,
+        tp=task.tp,
         in_order=not worker.on_gpu,
     )
 
@@ -78,11 +87,15 @@ def dense_config(model: ModelSpec) -> ModelConfig:
     return ModelConfig(**{name: getattr(model, name) for name in names if hasattr(model, name)})
 
 
-def _layer(worker: Worker, model: ModelSpec, tokens: int) -> Call:
+def _layer(worker: Worker, model: ModelSpec, task: LaunchTask) -> Call:
     config = dense_config(model)
     rotary = None if config.positions else Rotary(config.head_dim, Context())
     block = Block(config, 0, False, Context(), rotary).to(worker.device, worker.dtype)
-    inputs = random(worker, 1, tokens, config.hidden).requires_grad_()
+    if task.tp > 1:
+        sizes, names = (worker.world_size // task.tp, task.tp), ("others", "tensor")
+        mesh = init_device_mesh(worker.device.type, sizes, mesh_dim_names=names)
+        split_block(block, mesh["tensor"], sequence_parallel=True)
+    inputs = random(worker, task.batch, task.seq_len // task.tp, config.hidden).requires_grad_()
     weights = tuple(block.parameters())
 
     def call() -> object:

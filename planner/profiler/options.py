@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from planner.errors import SpecError
 from planner.profiler.agenda import Wish, tasks_of, total_s
@@ -15,9 +16,15 @@ QUICK = Effort(budget_s=0.02, warm_up=1, least_repetitions=4, most_repetitions=1
 THOROUGH = {True: Effort(), False: Effort(budget_s=0.15)}
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong as every other error is said."""
+        raise SpecError(message.removeprefix("argument "))
+
+
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of ``python -m planner.profiler``."""
-    made = argparse.ArgumentParser(prog="torchrun … -m planner.profiler")
+    """Return the parser of ``python -m planner.profiler``; SpecError where it cannot read."""
+    made = _Parser(prog="torchrun … -m planner.profiler")
     made.add_argument("--output", type=Path, required=True, help="profile to write (JSON)")
     made.add_argument("--model", help="name or file of the model whose kernels are measured")
     for degree in ("tp", "cp", "ep", "etp"):
@@ -30,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ssd", default="", metavar="DIR", help="folder of a drive to measure")
     made.add_argument("--quick", action="store_true", help="few repetitions")
     made.add_argument("--restart", action="store_true", help="forget an interrupted run")
-    made.add_argument("--timeout-s", type=float, default=120.0, help="for one measurement")
+    made.add_argument("--timeout-s", type=_seconds, default=120.0, help="for one measurement")
     return made
 
 
@@ -58,6 +65,27 @@ def machine_of(
     return Machine(world_size, ranks_per_node, options.domain_ranks or ranks_per_node, on_gpu)
 
 
+def degree_problems(wish: Wish, machine: Machine) -> list[str]:
+    """Return which of the wished degrees these ranks, or this model, cannot have."""
+    model = wish.model
+    if model is None:
+        return []
+    limits = {"tp": (machine.domain_ranks, model.heads, "heads"),
+              "cp": (machine.world_size, wish.seq_len, "tokens of a sequence"),
+              "ep": (machine.world_size, model.moe.experts if model.moe else 1, "experts"),
+              "etp": (machine.domain_ranks, model.heads, "heads")}  # fmt: skip
+    problems = []
+    for name, (most, size, what) in limits.items():
+        for degree in getattr(wish, name):
+            if degree > most:
+                problems.append(
+                    f"--{name}: {degree} ranks, but only {most} take part; leave it out"
+                )
+            elif size % degree:
+                problems.append(f"--{name}: {degree} does not divide {size} {what}; leave it out")
+    return problems
+
+
 def effort_of(options: argparse.Namespace, on_gpu: bool) -> Effort:
     """Return how long each thing is measured."""
     return QUICK if options.quick else THOROUGH[on_gpu]
@@ -68,8 +96,10 @@ def agenda(arguments: Sequence[str], processes: int) -> tuple[list[str], float]:
     options = parser().parse_args(arguments)
     on_gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
     machine = machine_of(options, processes, processes, on_gpu)
-    effort = effort_of(options, on_gpu)
-    tasks = tasks_of(machine, wish_of(options, on_gpu))
+    effort, wish = effort_of(options, on_gpu), wish_of(options, on_gpu)
+    if problems := degree_problems(wish, machine):
+        raise SpecError(problems)
+    tasks = tasks_of(machine, wish)
     lines = [f"{task.seconds(machine, effort):7.1f} s  {task.name}" for task in tasks]
     return lines, total_s(tasks, machine, effort)
 
@@ -81,12 +111,22 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be more than 0 seconds")
+    return value
+
+
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
+    try:
+        return tuple(_positive(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of counts, like 1,2,4") from None
 
 
 def _size(text: str) -> int:
     try:
-        return int(text) if text.isdigit() else parse_bytes(text)
+        return _positive(text) if text.isdigit() else parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -51,6 +51,7 @@ def facts(worker: Worker) -> dict[str, Any]:
         "library": _library(worker),
         "topology": _topology(worker),
         "memory_bytes": memory_bytes(worker),
+        "ranks_per_core": worker.ranks_per_core,
     }
 
 

@@ -228,16 +228,19 @@ class KernelTask:
 
 @dataclass(frozen=True, slots=True)
 class LaunchTask:
-    """One small operator many times, and one eager layer of the launcher."""
+    """One small operator many times, and one eager layer of the launcher, split over ``tp``."""
 
-    tokens: int
+    batch: int
+    seq_len: int
     kernels: int
+    tp: int = 1
     needed_bytes: float = 2**28
 
     @property
     def name(self) -> str:
         """Name for progress and errors."""
-        return f"launch and host time of a layer on {self.tokens} tokens"
+        split = f", tp {self.tp}" if self.tp > 1 else ""
+        return f"launch and host time of a layer on {self.batch} x {self.seq_len} tokens{split}"
 
     def seconds(self, machine: Machine, effort: Effort) -> float:
         """Guess of the duration."""

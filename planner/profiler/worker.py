@@ -51,6 +51,19 @@ class Worker:
         return self.device.type == "cuda"
 
     @property
+    def own_clock(self) -> bool:
+        """Whether a thread's clock tells what a kernel takes: one thread on a CPU.
+
+        It stands still while another program has the core, so load from outside is not measured.
+        """
+        return not self.on_gpu and torch.get_num_threads() == 1
+
+    @property
+    def ranks_per_core(self) -> float:
+        """Ranks that share a core of this machine while all compute; 1 where each has its own."""
+        return 1.0 if self.on_gpu else max(1.0, self.ranks_per_node / len(os.sched_getaffinity(0)))
+
+    @property
     def dtype(self) -> torch.dtype:
         """What activations and weights are held in."""
         return torch.bfloat16
@@ -142,17 +155,21 @@ def readings(
     effort: Effort,
     refill: Callable[[], object] = lambda: None,
     most_spread: float = UNSTABLE_SPREAD,
+    alone: bool = False,
 ) -> Readings:
     """Return the seconds of one ``call``, of every rank and repetition. Collective.
 
     All ranks start together, as in a training step, and repeat as often as the budget allows;
     several short calls share one reading of the clock. ``refill`` renews the operands before each
     repetition, outside the clock. What is unstable is measured again for longer, then doubted.
+    ``alone``: the call waits for no other rank, so that the clock of its own thread serves; ranks
+    that share a core then take turns on it.
     """
+    clock = Clock(worker, alone)
     refill()
     call()
     dist.barrier()
-    once_s = worker.most(_clocked_s(worker, call, 1))
+    once_s = worker.most(clock.seconds(call, 1))
     inner = max(1, min(200, math.ceil(READING_S[worker.device.type] / max(once_s, 1e-9))))
     for _ in range(min(effort.warm_up, max(0, int(effort.budget_s / max(once_s, 1e-9))))):
         call()
@@ -161,7 +178,7 @@ def readings(
         time.sleep(again * effort.budget_s)
         wanted = int(effort.budget_s * (1 + again) / (inner * max(once_s, 1e-9)))
         count = max(effort.least_repetitions, min(effort.most_repetitions, wanted))
-        found = _repeated(worker, call, inner, count, refill)
+        found = _repeated(clock, call, inner, count, refill)
         if found.spread <= most_spread:
             return found
     raise DoubtfulError(
@@ -171,7 +188,7 @@ def readings(
 
 
 def _repeated(
-    worker: Worker,
+    clock: "Clock",
     call: Callable[[], object],
     inner: int,
     count: int,
@@ -181,25 +198,38 @@ def _repeated(
     for _ in range(count):
         refill()
         dist.barrier()
-        own.append(_clocked_s(worker, call, inner) / inner)
-    return Readings(tuple(tuple(values) for values in worker.gathered(own)))
+        own.append(clock.seconds(call, inner) / inner)
+    return Readings(tuple(tuple(values) for values in clock.worker.gathered(own)))
 
 
-def _clocked_s(worker: Worker, call: Callable[[], object], times: int) -> float:
-    if not worker.on_gpu:
-        start = time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The device's clock; on a CPU the wall's, or its own thread's for work that waits for none."""
+
+    worker: Worker
+    alone: bool = False
+
+    def seconds(self, call: Callable[[], object], times: int) -> float:
+        """Return the seconds of so many calls, as they take while all ranks compute."""
+        if self.worker.on_gpu:
+            return self._on_device(call, times)
+        own = self.alone and self.worker.own_clock
+        now = time.thread_time if own else time.perf_counter
+        start = now()
         for _ in range(times):
             call()
-        return time.perf_counter() - start
-    event: Any = torch.cuda.Event
-    begin, end = event(enable_timing=True), event(enable_timing=True)
-    torch.cuda.synchronize(worker.device)
-    begin.record()
-    for _ in range(times):
-        call()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3
+        return (now() - start) * (self.worker.ranks_per_core if own else 1.0)
+
+    def _on_device(self, call: Callable[[], object], times: int) -> float:
+        event: Any = torch.cuda.Event
+        begin, end = event(enable_timing=True), event(enable_timing=True)
+        torch.cuda.synchronize(self.worker.device)
+        begin.record()
+        for _ in range(times):
+            call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
 
 
 def checked_s(seconds: float, flops: float = 0.0, moved_bytes: float = 0.0) -> float:

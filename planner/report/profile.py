@@ -83,9 +83,9 @@ def _rates(profile: Profile) -> Iterator[tuple[str, str]]:
     if single := [gemm for gemm in profile.gemms if gemm.copies == 1]:
         best = max(2.0 * g.m * g.n * g.k / g.seconds for g in single)
         yield "fastest product", f"{best / 1e12:.4g} TFLOP/s"
-    if profile.launch:
-        least = median(one.host_op_s for one in profile.launch)
-        yield "host time of a kernel", f"{1e6 * least:.1f} us"
+    for name, split in (("host time of a kernel", False), ("the same in a split layer", True)):
+        if found := [one.host_op_s for one in profile.launch if (one.tp > 1) is split]:
+            yield name, f"{1e6 * median(found):.1f} us"
     if profile.overlaps:
         share = median(one.interference for one in profile.overlaps)
         yield "lost where communication runs beside compute", f"{100 * share:.0f} %"

@@ -76,7 +76,8 @@ def lower_bounds_s(prices: Prices, layouts: list[Layout]) -> FloatArray:
         _whole_layers_s(model.layers, *row)
         for row in zip(least, embedding, head, micro_batches, stages, chunks, splits, strict=True)
     ]
-    return np.asarray(np.maximum(bound, np.array(whole).reshape(len(layouts))))
+    bound = np.maximum(bound, np.array(whole).reshape(len(layouts)))
+    return np.asarray(bound / prices.cluster.gpu.ranks_per_core)
 
 
 def _whole_layers_s(

@@ -119,6 +119,8 @@ def any_stages_bounds_s(
         for one, bound_s in found.bounds_s.items()
         if bound_s < until_s and (one.pp > 1 or one not in found.steps)
     }
+    if prices.cluster.gpu.ranks_per_core > 1:  # who waits frees a core: chains do not tell the time
+        return bounds
     heap = [(bound_s, row, one) for row, (one, bound_s) in enumerate(bounds.items())]
     heapq.heapify(heap)
     known: dict[tuple[str, int, int, int], list[Chain]] = defaultdict(list)

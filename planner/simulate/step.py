@@ -27,6 +27,7 @@ from planner.memory.estimate import RankMemory, peak_memory
 from planner.model.flops import model_flops_per_token
 from planner.schedule.kinds import Kind, chunks_of, kind_of, schedule_name, stage_of
 from planner.schedule.passes import Order
+from planner.simulate.cores import on_shared_cores_s, summing_to
 from planner.simulate.held_back import weight_delay
 from planner.simulate.hops import hops_s
 from planner.simulate.offload import exposed_s
@@ -267,6 +268,9 @@ def estimate_step(prices: Prices, layout: Layout, split: Split | None = None) ->
     pipeline = pipeline_time(**pipeline_arguments(prices, layout, step))
     ends = ends_s(step, pipeline) + step.stall_s
     total = max(float(end) + tail.total for end, tail in zip(ends, step.tails, strict=True))
+    if (crowd := prices.cluster.gpu.ranks_per_core) > 1:
+        work = pipeline.per_rank_busy_s + [tail.total for tail in step.tails] + step.stall_s
+        total = on_shared_cores_s(work, total, crowd)
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
     each = model_flops_per_token(model, job.seq_len, job.lora_rank > 0)
     flops = each * job.global_batch * job.seq_len
@@ -336,5 +340,4 @@ def _attribute(step: StepCosts, rank: int, total: float) -> dict[str, float]:
         "offload": busy.offload + tail.offload_s,
         "optimizer": tail.update_s,
     }
-    parts["pipeline"] = total - sum(parts.values())
-    return parts
+    return summing_to(total, parts)

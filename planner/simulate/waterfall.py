@@ -16,6 +16,7 @@ from planner.cost.compute import half_precision_peak, mean_peak
 from planner.cost.kinds import Kinds, stage_kinds
 from planner.cost.layer import Prices, Seconds
 from planner.model.flops import attention_flops_per_token, model_flops_per_token
+from planner.simulate.cores import on_shared_cores_s
 from planner.simulate.pipeline import pipeline_time
 from planner.simulate.step import (
     StageCost,
@@ -25,6 +26,7 @@ from planner.simulate.step import (
     pipeline_arguments,
     step_costs,
 )
+from planner.simulate.tails import RankTail
 
 IDEAL, PRECISION = "ideal", "precision"
 
@@ -129,11 +131,17 @@ def _ends_and_waits(
     without_hops = max(float(end) + tail.total for end, tail in zip(ends, costs.tails, strict=True))
     busiest = int(np.argmax(pipeline.per_rank_busy_s))
     tail = costs.tails[busiest]
+    above_mean_s = float(pipeline.per_rank_busy_s[busiest]) - mean.total
+    if (crowd := prices.cluster.gpu.ranks_per_core) > 1:
+        work = pipeline.per_rank_busy_s + [tail.total for tail in costs.tails] + costs.stall_s
+        without_hops = on_shared_cores_s(work, without_hops, crowd)
+        # the busiest rank has the cores of those that wait: the mean rank's work is what counts
+        above_mean_s, tail = 0.0, RankTail(*np.mean(costs.tails, axis=0).tolist())
     return {
         "data_parallel": mean.dp + tail.gradients_s + tail.weights_s,
         "pipeline_parallel": step.step_time_s - without_hops,
         "offload": mean.offload + tail.offload_s,
         "optimizer": tail.update_s,
-        "imbalance": float(pipeline.per_rank_busy_s[busiest]) - mean.total,
+        "imbalance": above_mean_s,
         "slow_nodes": costs.stall_s,
     }

@@ -127,7 +127,10 @@ def _calibrated_gpu(gpu: GpuSpec, factors: dict[str, float]) -> GpuSpec:
             "sustained_fraction": gpu.sustained_fraction * compute,
             "memory_bound_fraction": min(1.0, gpu.memory_bound_fraction * memory),
             "collectives": curves,
-            "host_op_s": None if gpu.host_op_s is None else gpu.host_op_s * host_time,
+            **{
+                name: None if (measured := getattr(gpu, name)) is None else measured * host_time
+                for name in ("host_op_s", "host_split_op_s")
+            },
             "kernels": kernels,
         }
     )

@@ -116,8 +116,14 @@ class GpuSpec(BaseModel):
     host_op_s: Seconds | None = Field(
         None, description="Host time of one kernel, measured; before that of the software."
     )
+    host_split_op_s: Seconds | None = Field(
+        None, description="The same in layers that tensor parallelism splits, where measured."
+    )
     in_order: bool = Field(
         False, description="Work runs on the host thread that issues it (a CPU): nothing queues."
+    )
+    ranks_per_core: float = Field(
+        1.0, ge=1, description="Ranks that share a core (a CPU): one that waits frees it."
     )
     interference: float | None = Field(
         None,

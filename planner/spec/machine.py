@@ -19,7 +19,11 @@ from planner.spec.gpu import (
     operation_key,
 )
 from planner.spec.measured import Kind
+from planner.spec.nodes import NodeLinks
 from planner.spec.profile import Profile
+
+HEALTHY_SHARE = 0.8  # of the fastest pair's rate: pairs above it are alike
+BROKEN_SHARE = 1e-6  # what a pair that carries nothing is counted as
 
 
 def apply_profile(cluster: ClusterSpec, profile: Profile) -> ClusterSpec:
@@ -100,7 +104,7 @@ def _with_kernels(gpu: GpuSpec, profile: Profile) -> GpuSpec:
     if profile.kernels:
         update["kernels"] = gpu.kernels | _kernel_curves(profile)
     if profile.launch:
-        update["host_op_s"] = median(one.host_op_s for one in profile.launch)
+        update |= _host_times(profile)
         update["in_order"] = any(one.in_order for one in profile.launch)
     if profile.overlaps:
         update["interference"] = median(one.interference for one in profile.overlaps)
@@ -108,6 +112,14 @@ def _with_kernels(gpu: GpuSpec, profile: Profile) -> GpuSpec:
         return gpu
     sources = {name: profile.origin for name in update}
     return gpu.model_copy(update=update | {"sources": gpu.sources | sources})
+
+
+def _host_times(profile: Profile) -> dict[str, float]:
+    """Return host seconds of one kernel in whole layers and in layers that several ranks split."""
+    found: dict[str, list[float]] = {}
+    for one in profile.launch:
+        found.setdefault("host_split_op_s" if one.tp > 1 else "host_op_s", []).append(one.host_op_s)
+    return {name: median(values) for name, values in found.items()}
 
 
 def _measured_shapes(profile: Profile) -> dict[str, float]:
@@ -161,7 +173,7 @@ def _with_network(
 
     A group with ``g`` ranks on each node drives ``g`` shares of its NICs. An all-reduce tree
     crosses the network ``2 log2(nodes)`` times; its start and its hops inside a node are those of
-    a node-sized group.
+    a node-sized group. What slow links of the measured groups took is their own, not the network's.
     """
     net = cluster.scale_out
     assert net is not None
@@ -170,8 +182,11 @@ def _with_network(
     own: dict[str, list[GroupCurve]] = {}
     for (kind, ranks, g), points in _groups(profile, "cluster").items():
         curve, _ = fit_collective(ranks, points)
-        own.setdefault(kind, []).append(GroupCurve(**curve.model_dump(), inside=g))
-        rate, nodes = curve.bytes_per_s / share, -(-ranks // g)
+        nodes = -(-ranks // g)
+        slow, late = _slowest_links(profile.node_links, nodes)
+        if slow > HEALTHY_SHARE:  # else it says nothing about groups elsewhere
+            own.setdefault(kind, []).append(GroupCurve(**curve.model_dump(), inside=g))
+        rate = curve.bytes_per_s / share / slow
         if kind == "send_recv":
             found.setdefault("p2p_efficiency", []).append(rate)
         elif kind == "all_to_all":
@@ -182,7 +197,7 @@ def _with_network(
         if kind == "all_reduce":
             start = min((c.alpha_s for c in inside if c.ranks == g), default=0.0)
             steps = 2 * max(1, (nodes - 1).bit_length())
-            found.setdefault("latency_s", []).append(max(0.0, curve.alpha_s - start) / steps)
+            found.setdefault("latency_s", []).append(max(0.0, curve.alpha_s - start) / steps / late)
     if not found:
         return net, ""
     shares = {name: median(values) for name, values in found.items()}
@@ -191,6 +206,25 @@ def _with_network(
     prior = cluster.sources.get("scale_out", "no source given")
     source = f"{', '.join(shares)} {profile.origin}; other: {prior}"
     return net.model_copy(update={**shares, "collectives": curves}), source
+
+
+def _slowest_links(links: NodeLinks | None, nodes: int) -> tuple[float, float]:
+    """Return the rate ÷ a healthy one's and latency ÷ a healthy one's of the slowest link used.
+
+    By the rings of so many neighbouring nodes, as the profiler forms its groups.
+    """
+    if links is None:
+        return 1.0, 1.0
+    starts = range(0, len(links.hosts) - nodes + 1, nodes)
+    pairs = [(low + i, low + (i + 1) % nodes) for low in starts for i in range(nodes)]
+    pairs = [way for a, b in pairs for way in ((a, b), (b, a))]
+    if not pairs:
+        return 1.0, 1.0
+    slow = min(links.bytes_per_s[a][b] for a, b in pairs) / links.healthy_rate
+    if not links.latency_s or not links.healthy_wait_s:
+        return max(slow, BROKEN_SHARE), 1.0
+    late = max(links.latency_s[a][b] for a, b in pairs) / links.healthy_wait_s
+    return max(slow, BROKEN_SHARE), max(late, 1.0)
 
 
 def cluster_of(profile: Profile, nodes: int | None = None) -> ClusterSpec:
@@ -277,6 +311,7 @@ def _cpu(profile: Profile) -> GpuSpec:
         hbm_bytes_per_s=copy,
         sm_count=1,
         peak_flops={"bf16": max(rates)},
+        ranks_per_core=profile.ranks_per_core,
         launch_s=min((one.op_s for one in profile.launch), default=2e-6),
         sources={"peak_flops": f"the fastest product {profile.origin}",
                  "hbm_bytes_per_s": f"a copy in memory {profile.origin}"},

@@ -122,6 +122,8 @@ class LaunchMeasurement(BaseModel):
         0.0, description="Seconds of these kernels by this profile, without host time."
     )
     in_order: bool = Field(False, description="The device is the host: nothing is queued.")
+    seq_len: PositiveInt | None = Field(None, description="Of each sequence; None: one of all.")
+    tp: PositiveInt = Field(1, description="Ranks that split the layer; waiting is not counted.")
 
     @property
     def host_op_s(self) -> float:

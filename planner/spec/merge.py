@@ -6,7 +6,7 @@ from typing import Any
 from planner.errors import SpecError
 from planner.spec.profile import Profile
 
-_SAME = ("device", "backend")
+_SAME = ("device", "backend", "ranks_per_core")  # kernels take longer on a shared core
 _LISTS = ("links", "pairs", "sharing", "gemms", "attention", "kernels", "launch", "overlaps",
           "spread", "rejected")  # fmt: skip
 _MEASURED = {"points", "seconds", "spread", "slowest_group", "slowest_ratio", "latency_s",

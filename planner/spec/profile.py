@@ -61,6 +61,7 @@ class Profile(BaseModel):
     topology: tuple[str, ...] = Field((), description="What the driver or sysfs says of links.")
     source: str = Field("", description="Files of other programs that this was read from.")
     memory_bytes: Bytes | None = Field(None, description="Of one GPU, as the driver reports it.")
+    ranks_per_core: float = Field(1.0, ge=1, description="Of a CPU: ranks ÷ cores, at least 1.")
     links: tuple[LinkCurve, ...] = ()
     pairs: tuple[PairLink, ...] = ()
     node_links: NodeLinks | None = Field(None, description="Pairs of nodes: rate and latency.")

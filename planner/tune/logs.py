@@ -2,8 +2,9 @@
 
 Each line of interest was read from the frameworks' own source: Megatron-LM
 ``training/training.py`` (``elapsed time per iteration (ms)``), torchtitan ``components/metrics.py``
-(``step: … tps: …``, tokens per second and device), DeepSpeed ``runtime/engine.py`` and Megatron's
-own line under it, ``iter time (s)`` of its pipeline engine.
+(``step: … tps: …``, tokens per second and device; validation prints a line much like it), DeepSpeed
+``runtime/pipe/engine.py`` (``iter time (s)``) and ``utils/timer.py`` (``CurrSamplesPerSec``: the
+global batch ÷ seconds of the last step). Peaks of memory are read where a log states them.
 """
 
 import re
@@ -14,24 +15,47 @@ from planner.errors import SpecError
 from planner.plan import Plan
 from planner.spec.files import read_text
 from planner.tune.run import SETTLE, Measured, read_launcher_log
+from planner.units import GB, GIB, MIB
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NUMBER = r"([\d,]+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
 _MEGATRON = re.compile(r"elapsed time per iteration \(ms\):\s*" + _NUMBER)
 _DEEPSPEED = re.compile(r"(?:iter time \(s\)|iter_time \(s\)):\s*" + _NUMBER)
-_TITAN = re.compile(r"\bstep:\s*\d+\b.*?\btps:\s*" + _NUMBER)
+_SAMPLES = re.compile(r"\bCurrSamplesPerSec=" + _NUMBER)
+# older torchtitan calls its tokens words
+_TITAN = re.compile(r"(?<!validate )\bstep:\s*\d+\b.*?\b[tw]ps:\s*" + _NUMBER)
+# peak of one GPU, and its unit: Megatron-LM, Megatron Bridge, DeepSpeed; torchtitan's is reserved
+_PEAKS = (
+    (re.compile(r"memory \(MB\).*?\| max allocated:\s*" + _NUMBER), MIB),
+    (re.compile(r"mem-max-allocated-gigabytes:\s*" + _NUMBER), GB),
+    (re.compile(r"\bMaxMemAllocated=" + _NUMBER + "GB"), GIB),
+    (re.compile(r"\bstep:\s*\d+\b.*?\bmemory:\s*" + _NUMBER + "GiB"), GIB),
+)
 
 
 def _number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-def _seconds(pattern: re.Pattern[str], scale: float) -> Callable[[str, Plan], list[float]]:
-    def read(text: str, plan: Plan) -> list[float]:
-        del plan
-        return [scale * _number(found) for found in pattern.findall(text)]
+def _megatron(text: str, plan: Plan) -> list[float]:
+    del plan
+    return [1e-3 * _number(found) for found in _MEGATRON.findall(text)]
 
-    return read
+
+def _deepspeed(text: str, plan: Plan) -> list[float]:
+    """Return what the pipeline engine prints, or else what the rate of samples says."""
+    if found := _DEEPSPEED.findall(text):
+        return [_number(one) for one in found]
+    rates = [_number(one) for one in _SAMPLES.findall(text)]
+    return [plan.job.global_batch / rate for rate in rates if rate > 0]
+
+
+def _peak_bytes(text: str) -> float | None:
+    """Return the most memory that any GPU of the log had, by the first counter that it states."""
+    for pattern, unit in _PEAKS:
+        if found := pattern.findall(text):
+            return unit * max(_number(one) for one in found)
+    return None
 
 
 def _titan(text: str, plan: Plan) -> list[float]:
@@ -41,8 +65,8 @@ def _titan(text: str, plan: Plan) -> list[float]:
 
 
 FORMATS: dict[str, Callable[[str, Plan], list[float]]] = {
-    "megatron": _seconds(_MEGATRON, 1e-3),
-    "deepspeed": _seconds(_DEEPSPEED, 1.0),
+    "megatron": _megatron,
+    "deepspeed": _deepspeed,
     "torchtitan": _titan,
 }
 
@@ -58,7 +82,7 @@ def read_log(path: Path, plan: Plan) -> Measured:
     for read in FORMATS.values():
         steps = read(text, plan)
         if len(steps) > SETTLE:
-            return Measured(tuple(steps[SETTLE:]))
+            return Measured(tuple(steps[SETTLE:]), _peak_bytes(text))
         if steps:
             raise SpecError(f"{path}: {len(steps)} steps; {SETTLE} settle first, log more of them")
     known = ", ".join(FORMATS)

@@ -82,6 +82,33 @@ def test_a_dry_run_measures_nothing(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+# tiny-llama has 8 heads; options that cannot be, and what is said before any process starts
+WRONG = [
+    ("--nproc 2", "--output: no file named; name the profile to write, or add --dry-run"),
+    ("--nproc 2 --dry-run --micro-batch 1,x", "--micro-batch: '1,x' is no list of counts"),
+    ("--nproc 2 --dry-run --micro-batch 0", "--micro-batch: 0 must be 1 or more"),
+    ("--nproc 2 --dry-run --largest 0", "--largest: 0 must be 1 or more"),
+    ("--nproc 2 --dry-run --largest huge", "--largest: 'huge' is not a size"),
+    ("--nproc 2 --dry-run --timeout 0s", "--timeout-s: 0.0 must be more than 0 seconds"),
+    ("--nproc 2 --dry-run --tp 4", "--tp: 4 ranks, but only 2 take part"),
+    ("--nproc 4 --dry-run --tp 1,3", "--tp: 3 does not divide 8 heads"),
+    ("--nproc 4 --dry-run --ep 2", "--ep: 2 does not divide 1 experts"),
+    ("--nproc 4 --dry-run --ssd /absent", "--ssd: /absent: no such folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG)
+def test_options_that_cannot_be(options: str, said: str) -> None:
+    result = planner("profile tiny-llama --seq-len 64", *options.split())
+
+    assert result.exit_code == 2
+    assert f"error: {said}" in result.stderr
+
+
+def test_a_dry_run_needs_no_file() -> None:
+    assert planner("profile tiny-llama --nproc 2 --seq-len 64 --dry-run").exit_code == 0
+
+
 def test_show_diff_and_merge(tmp_path: Path) -> None:
     one, two, both = (tmp_path / name for name in ("one.json", "two.json", "both.json"))
     one.write_text(FOUND.model_dump_json())

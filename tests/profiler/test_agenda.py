@@ -14,6 +14,7 @@ from planner.profiler.tasks import (
     CurveTask,
     Effort,
     KernelTask,
+    LaunchTask,
     Machine,
     PairsTask,
     ProductTask,
@@ -106,6 +107,28 @@ def test_memory_bound_kernels_have_two_sizes_each() -> None:
     for name in ("norm", "residual", "rotary", "swiglu", "embedding", "loss"):
         sizes = {(t.backward, t.tokens) for t in found if t.operation == name}
         assert sizes == {(way, count) for way in (False, True) for count in (1024, 4096)}
+
+
+# ranks, model, and the degrees whose layers are issued: what heads, length and ranks divide by
+LAUNCHED = [
+    (1, "llama-3-8b", {1}),
+    (4, "llama-3-8b", {1, 2, 4}),
+    (6, "llama-3-8b", {1, 2}),
+    (8, "tiny-llama", {1, 2, 4}),  # 4 heads of keys
+    (4, "mixtral-8x7b", {1}),  # experts are no plain layer
+]
+
+
+@pytest.mark.parametrize(("ranks", "name", "degrees"), LAUNCHED)
+def test_a_layer_is_issued_whole_and_split(ranks: int, name: str, degrees: set[int]) -> None:
+    machine = Machine(ranks, ranks, ranks, False)
+    wish = Wish(load_model(name), 1024, (1, 2, 4))
+    found = [t for t in kernel_tasks(machine, load_model(name), wish) if isinstance(t, LaunchTask)]
+
+    assert {task.tp for task in found} == degrees
+    assert {(task.batch, task.seq_len) for task in found} == {(1, 1024), (4, 1024)}
+    whole = max(task.kernels for task in found if task.tp == 1)
+    assert all(task.kernels > whole for task in found if task.tp > 1)  # collectives are issued
 
 
 @given(

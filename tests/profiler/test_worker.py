@@ -1,16 +1,20 @@
 """Times that cannot be are doubted; processes that torchrun did not start are told so."""
 
 import math
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from planner.errors import SpecError
 from planner.profiler.host import BLOCK_BYTES, drive_rates
 from planner.profiler.watch import stalled
-from planner.profiler.worker import DoubtfulError, Readings, checked_s, joined
+from planner.profiler.worker import Clock, DoubtfulError, Readings, Worker, checked_s, joined
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1e-6, math.nan, math.inf, -math.inf])
@@ -42,6 +46,34 @@ def test_readings_by_hand() -> None:
     assert found.least_s == 2.0
     assert found.of([1]).slowest == [2.0, 1.0, 4.0, 1.0]
     assert found.spread == pytest.approx((7.75 - 2.0) / 3.0)  # quartiles, exclusive method
+
+
+def worker(ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    return Worker(0, ranks, ranks, torch.device("cpu"), "gloo", None)  # type: ignore[arg-type]
+
+
+def test_a_thread_that_waits_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = worker(2, 1, monkeypatch)
+
+    assert Clock(one).seconds(lambda: time.sleep(0.01), 3) > 0.03
+    assert Clock(one, alone=True).seconds(lambda: time.sleep(0.01), 3) < 0.02
+
+
+def test_ranks_that_share_a_core_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spin() -> None:
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
+            pass
+
+    own, shared = worker(2, 1, monkeypatch), worker(4, 1, monkeypatch)
+    assert (own.ranks_per_core, shared.ranks_per_core) == (1.0, 2.0)
+    assert 0.02 <= Clock(own, alone=True).seconds(spin, 1) < 0.03
+    assert 0.04 <= Clock(shared, alone=True).seconds(spin, 1) < 0.06
+    # threads of one rank each have a clock: the wall's counts, on which sharing shows by itself
+    several = Clock(worker(4, 2, monkeypatch), alone=True)
+    assert several.seconds(lambda: time.sleep(0.01), 1) > 0.01
 
 
 def test_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

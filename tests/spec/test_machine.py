@@ -113,6 +113,30 @@ def test_host_time_is_added_where_nothing_queues() -> None:
     assert slow.host > bare.host
 
 
+def test_a_split_layer_has_a_host_time_of_its_own() -> None:
+    split = LAUNCH | {"tp": 2, "layer_s": LAUNCH["layer_s"] + 50 * 3e-4}
+    cluster = cluster_of(profile(launch=[LAUNCH, split]))
+    prices = Prices(load_model("tiny-llama"), cluster, JobSpec(global_batch=2, seq_len=64))
+    whole, parted = (prices.layer(Layout(tp=tp), False).forward.host for tp in (1, 2))
+
+    assert cluster.gpu.host_op_s == pytest.approx(1e-4)
+    assert cluster.gpu.host_split_op_s == pytest.approx(4e-4)
+    assert parted > 3.9 * whole  # its collectives are issued too
+    assert calibrated_cluster(cluster, {"host_time": 3.0}).gpu.host_split_op_s == pytest.approx(
+        1.2e-3
+    )
+
+
+def test_ranks_of_a_crowded_cpu_share_cores() -> None:
+    assert cluster_of(profile(ranks_per_core=2.0)).gpu.ranks_per_core == 2.0
+    assert cluster_of(profile()).gpu.ranks_per_core == 1.0
+
+
+def test_profiles_with_and_without_shared_cores_do_not_merge() -> None:
+    with pytest.raises(SpecError, match=r"ranks_per_core: 1.0, 2.0 differ"):
+        merged([profile(), profile(ranks_per_core=2.0)])
+
+
 @pytest.mark.parametrize(("together", "lost"), [(1.0, 0.0), (1.4, 0.8), (1.5, 1.0), (9.0, 1.0)])
 def test_interference_by_hand(together: float, lost: float) -> None:
     one = OverlapMeasurement.model_validate(OVERLAP | {"together_s": together})
@@ -229,3 +253,31 @@ def test_profiles_of_different_machines_do_not_merge() -> None:
         merged([profile(), profile(device="H100", backend="nccl")])
 
     assert len(raised.value.problems) == 2
+
+
+def test_slow_links_of_measured_groups_are_not_the_networks() -> None:
+    """Nodes 0 and 2, 1 and 3 are near: neighbours, as they were measured, are ten times slower."""
+    near, far = 1e9, 1e8
+    rates = [[near if (i - j) % 2 == 0 else far for j in range(4)] for i in range(4)]
+    waits = [[1e-4 if (i - j) % 2 == 0 else 5e-4 for j in range(4)] for i in range(4)]
+    matrix = {"hosts": list("abcd"), "bytes_per_s": rates, "latency_s": waits}
+    points = [[size, 1e-3 + size / far] for size in SIZES]
+    pairs = [{"ranks": [a, b], "level": "cluster", "latency_s": waits[a][b],
+              "latency_median_s": waits[a][b], "bytes_per_s": rates[a][b],
+              "bytes_per_s_median": rates[a][b]}
+             for a in range(4) for b in range(4) if a != b]  # fmt: skip
+    measured = {
+        "world_size": 4, "ranks_per_node": 1, "hosts": list("abcd"), "node_links": matrix,
+        "links": [link("send_recv", "cluster", points=points)], "pairs": pairs,
+    }  # fmt: skip
+    cluster = cluster_of(profile(**measured))
+    slow, fast = (Group.place(ranks, stride, cluster) for ranks, stride in ((4, 1), (2, 2)))
+    size = 2**26
+
+    # sends between neighbours took ten times longer than between near nodes; so do their rings
+    assert collective_s("all_gather", size, slow, cluster) == pytest.approx(
+        0.75 * size / far, rel=0.05
+    )
+    assert collective_s("all_gather", size, fast, cluster) == pytest.approx(
+        0.5 * size / near, rel=0.05
+    )
