@@ -5,7 +5,7 @@ forward until the schedule's number of them is in flight; the loss; the backward
 layer from the last, with what each layer works with; the optimizer step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.layout.layout import Layout, Recompute
@@ -22,7 +22,7 @@ from planner.model.operations import Shape
 from planner.schedule.in_flight import peak_chunk_passes
 from planner.schedule.kinds import chunks_of
 from planner.schedule.passes import Order, in_flight
-from planner.spec.job import JobSpec
+from planner.spec.job import JobSpec, SoftwareSpec
 from planner.spec.model import ModelSpec
 
 LOADED = "weights loaded"
@@ -86,27 +86,43 @@ def job_shape(job: JobSpec, layout: Layout) -> Shape:
 
 def kept_bytes(model: ModelSpec, job: JobSpec, layout: Layout, mine: StageLayers) -> Kept:
     """Return what a pass keeps in the layers recomputed in full, and in the others."""
-    shape = job_shape(job, layout)
-    plain = again = last = 0.0
-    for count, moe_layer, recompute in mine.kinds(layout.recompute):
-        size = layer_bytes(model, shape, job.software, recompute, moe_layer)
-        if recompute is Recompute.FULL:
-            again += count * size
-        else:
-            plain += count * size
-            last = size
-    output = 0.0  # torch keeps what each stage received and sent: one tensor more than layers
-    if mine.embedding and layout.pp > 1 and job.software.keeps_receive_buffers:
-        output = 2 * shape.sharded_tokens * model.hidden
-    chunks = chunks_of(layout)
-    moved = moved_layers(model, shape, job.software, layout, mine)
-    away = moved_bytes(model, shape, job.software, layout, mine)
+    shape, software, chunks = job_shape(job, layout), job.software, chunks_of(layout)
+    keeps_output = mine.embedding and layout.pp > 1 and software.keeps_receive_buffers
+    kept = _resident(model, software, shape, layout.recompute, chunks, keeps_output, mine)
+    if not layout.offload.fraction:
+        return kept
+    moved = moved_layers(model, shape, software, layout, mine)
+    away = moved_bytes(model, shape, software, layout, mine)
     loaded = [
         max((m.each_bytes for m in moved if (m.recompute is Recompute.FULL) is full), default=0.0)
         for full in (False, True)
     ]
     loaded = [min(size, away) for size in loaded]  # a stage of one layer keeps its input
-    return Kept(plain / chunks, again / chunks, last, output / chunks, away, *loaded)
+    return replace(kept, moved=away, loaded=loaded[0], loaded_again=loaded[1])
+
+
+@lru_cache(maxsize=16384)  # many layouts differ in what this does not depend on
+def _resident(
+    model: ModelSpec,
+    software: SoftwareSpec,
+    shape: Shape,
+    recompute: Recompute,
+    chunks: int,
+    keeps_output: bool,
+    mine: StageLayers,
+) -> Kept:
+    """Return what a pass keeps where nothing is moved away."""
+    plain = again = last = 0.0
+    for count, moe_layer, kind in mine.kinds(recompute):
+        size = layer_bytes(model, shape, software, kind, moe_layer)
+        if kind is Recompute.FULL:
+            again += count * size
+        else:
+            plain += count * size
+            last = size
+    # torch keeps what each stage received and sent: one tensor more than layers
+    output = 2 * shape.sharded_tokens * model.hidden if keeps_output else 0.0
+    return Kept(plain / chunks, again / chunks, last, output / chunks)
 
 
 def chunk_passes(layout: Layout, micro_batches: int, rank: int, custom: Order | None = None) -> int:

@@ -39,7 +39,7 @@ from planner.spec.parts import healthy
 MOST_NODES_TRIED = 64  # times the nodes asked for
 SHORTEST_SEQUENCE = 256
 MOST_SIMULATED = 200  # layouts listed with time and memory only
-MOST_STAGED = 5  # more layouts given better stages, those with the least bounds
+MOST_STAGED = 3  # more layouts given better stages, those with the least bounds
 CLOSE = 0.01  # gaps over any stages that are not looked into
 ILP_SECONDS = 0.5  # per layout; the integer programmes of 80 layers on 8 stages take 0.1-0.9 s
 

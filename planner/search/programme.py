@@ -8,6 +8,7 @@ rank has no time or room for one more. HiGHS solves.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class StageProgramme:
         # [2, kinds, 3]
         self.layer_s = np.array([[kind[one] for one in self.kinds.tolist()] for kind in by_kind])
         self.ends_s = end_seconds(prices, layout, self.stages)
-        self.tail_s, self.tail_of_layer_s = self._tails(prices)
+        self.prices = prices
         self.stall_s = slow_node_stall_s(job.software, layout, prices.cluster, self.micro_batches)
         blocking = not (job.software.overlap_pipeline or self.kind.splits)
         self.arguments: dict[str, Any] = {
@@ -81,7 +82,8 @@ class StageProgramme:
             "overlap_p2p": job.software.overlap_pipeline,
         }
 
-    def _tails(self, prices: Prices) -> tuple[FloatArray, FloatArray]:
+    @cached_property
+    def tails(self) -> tuple[FloatArray, FloatArray]:
         """Return the least tail of a rank: seconds ``[ranks]`` and for a layer ``[ranks, kinds]``.
 
         A line below the tails of some numbers of layers, by a hundredth: a tail is convex in them
@@ -93,11 +95,11 @@ class StageProgramme:
         for mine in self.of_rank.T:
             ends = bool((mine == 0).any()), bool((mine == self.stages - 1).any())
             if ends not in found:
-                found[ends] = self._tail_line(prices, ends, self.ends_s[mine].sum(axis=0))
+                found[ends] = self._tail_line(ends, self.ends_s[mine].sum(axis=0))
             lines.append(found[ends])
         return np.array(lines)[:, 0], np.array(lines)[:, 1:]
 
-    def _tail_line(self, prices: Prices, ends: tuple[bool, bool], ends_s: FloatArray) -> FloatArray:
+    def _tail_line(self, ends: tuple[bool, bool], ends_s: FloatArray) -> FloatArray:
         """Return seconds at no layers, and for one more of each kind, ``[1 + kinds]``."""
         each = np.eye(len(self.kinds), dtype=np.int64)
         usual = len(self.kinds) - 1  # of experts, if there are any
@@ -108,7 +110,7 @@ class StageProgramme:
             held = StageLayers(counts.get(False, 0), counts.get(True, 0), *ends)
             forward_s, *backward_s = (layers @ self.layer_s[1] + ends_s).tolist()
             seconds = forward_s, sum(backward_s)
-            return rank_tail(prices, self.layout, self.kind, held, *seconds).total
+            return rank_tail(self.prices, self.layout, self.kind, held, *seconds).total
 
         some = np.unique([1, mean // 2, mean - 1, mean, mean + 1, 2 * mean])
         tails = np.array([tail(each[usual] * count) for count in some])
@@ -147,11 +149,10 @@ class StageProgramme:
         factors = np.einsum("csp,rkp->crks", passes, self.layer_s)
         constant = np.stack([chain.hops for chain in chains]) @ self.arguments["send_s"]
         constant += np.einsum("csp,sp->c", passes, self.ends_s) + self.stall_s
+        tail_s, of_layer_s = self.tails
         for row, chain in enumerate(chains):
-            factors[row][:, :, self.of_rank[:, chain.rank]] += self.tail_of_layer_s[chain.rank][
-                :, None
-            ]
-            constant[row] += self.tail_s[chain.rank]
+            factors[row][:, :, self.of_rank[:, chain.rank]] += of_layer_s[chain.rank][:, None]
+            constant[row] += tail_s[chain.rank]
         return Block(-factors / until_s, constant / until_s, np.inf, 1.0)
 
     def chain_s(self, chain: Chain, columns: FloatArray) -> float:
@@ -169,7 +170,8 @@ class StageProgramme:
         times = {"forward_s": forward_s, "backward_s": backward_s}
         times["weight_s"] = weight_s if self.kind.splits else None
         by_rank = columns.sum(axis=0)[:, self.of_rank].sum(axis=1)  # [kinds, ranks]
-        tails_s = self.tail_s + (self.tail_of_layer_s.T * by_rank).sum(axis=0)
+        tail_s, of_layer_s = self.tails
+        tails_s = tail_s + (of_layer_s.T * by_rank).sum(axis=0)
         few = self.arguments | times | {"micro_batches": self.simulated}
         _, chain = longest_chain(few, self.kind, tails_s)
         if self.simulated < self.micro_batches:

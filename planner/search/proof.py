@@ -25,7 +25,7 @@ from planner.simulate.chains import Chain
 
 LEAST_GAIN = 5e-4  # of the bound; a chain that says less ends the search
 CHAINS_AT_ONCE = 10  # looked for before the next layout has its turn
-MOST_PASSES = 3_000_000  # simulated in all to find chains: about a second
+MOST_PASSES = 2_000_000  # simulated in all to find chains: about a second
 
 
 def provable(layout: Layout, layers: int) -> bool:
