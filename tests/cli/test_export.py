@@ -61,9 +61,7 @@ def test_an_unknown_target_is_answered_with_the_known_ones(plan_file: Path, tmp_
     result = planner("export", plan_file, "--target", "keras", "--output", tmp_path / "b")
 
     assert result.exit_code == 2
-    assert "'keras' is not exported; use torch, megatron, torchtitan, deepspeed, nanotron" in (
-        result.stderr
-    )
+    assert "'keras' is not exported; use torch, megatron, nemo, torchtitan," in (result.stderr)
 
 
 # locks of the search, and why torchtitan cannot run the plan

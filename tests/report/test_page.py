@@ -221,7 +221,9 @@ def test_stages_and_firmness_are_said_as_on_a_terminal() -> None:
     assert html.escape(partition_line(plan("interleaved"))) in section(page, "step")
     for line in stability_lines(plan("interleaved")):
         assert html.escape(line) in section(page, "sources")
-    assert 'id="partition"' not in html_page(plan("placed"))
+    for name in JOBS:
+        shown = 'id="partition"' in html_page(plan(name))
+        assert shown == (plan(name).partition is not None)
 
 
 def test_the_front_is_marked_where_the_plan_says_so() -> None:

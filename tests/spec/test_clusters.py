@@ -144,7 +144,7 @@ def test_nodes_need_a_network(tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("dgx-h10", "cluster 'dgx-h10' is not shipped; did you mean 'dgx-h100'?"),
-        ("nothing-like-it", "Give the path of a file, or one of: aws-p5, dgx-2, dgx-a100"),
+        ("nothing-like-it", "give the path of a file, or one of: aws-p5, dgx-2, dgx-a100"),
         ("folder/c.yaml", "folder/c.yaml: no such file; check the path"),
     ],
 )
