@@ -264,7 +264,7 @@ def test_interleaving_is_named_in_the_schedule() -> None:
         found = plan(question)
 
         plain = "1f1b" if found.layout.vpp == 1 else "interleaved_1f1b"
-        assert found.schedule == (found.layout.schedule or plain)
+        assert found.schedule == (found.to_layout().schedule or plain)
 
 
 @pytest.mark.parametrize("budget_s", [0.0, 0.02])
