@@ -320,9 +320,13 @@ def add_row(solver: Any, block: Block) -> None:
 
 
 def solved(solver: Any) -> tuple[float, FloatArray]:
-    """Return the least step and the other columns; 1 and none where no answer is possible."""
+    """Return the least step and the other columns; 1 where no answer is possible.
+
+    Where HiGHS gives up, nothing is known: 0.
+    """
     solver.run()
-    if solver.getModelStatus().name != "kOptimal":
-        return 1.0, np.empty(0)
+    status = solver.getModelStatus().name
+    if status != "kOptimal":
+        return float(status == "kInfeasible"), np.zeros(solver.getNumCol() - 1)
     values = np.array(solver.getSolution().col_value)
     return float(values[-1]), values[:-1]

@@ -13,7 +13,7 @@ from planner.layout.stages import Split, split_layers
 from planner.memory.estimate import peak_memory
 from planner.schedule.kinds import KINDS, V_SHAPED
 from planner.search.climb import Simulator
-from planner.search.programme import StageProgramme
+from planner.search.programme import StageProgramme, solved
 from planner.search.proof import LayoutBound, provable
 from planner.simulate.step import estimate_step
 from planner.spec.job import SoftwareSpec
@@ -171,3 +171,13 @@ def test_memory_that_no_split_has_is_no_answer() -> None:
     layout = Layout(pp=4, dp=2, micro_batch=1)
 
     assert bound_s(table, layout, 5e9, until_s=100.0) == 100.0
+
+
+def test_a_solver_that_gives_up_proves_nothing() -> None:
+    table = prices("small", "dgx-h100", 1, 32)
+    programme = StageProgramme(table, Layout(pp=4, dp=2, micro_batch=1), 8e10)
+    solver = programme.solver(programme.plain_chains(), 1.0, None)
+    solver.setOptionValue("presolve", "off")
+    solver.setOptionValue("simplex_iteration_limit", 0)
+
+    assert solved(solver)[0] == 0.0
