@@ -118,12 +118,12 @@ class SearchRecord(BaseModel):
     simulated: int
     gap: float = Field(
         description="Proved distance to the fastest fitting layout with equal stages, as a "
-        "fraction; unequal stages are tried on the best layouts only."
+        "fraction."
     )
     gap_any_stages: float = Field(
         0.0,
-        description="The same over all stages and recompute: a weaker bound, mostly for what "
-        "memory forces to be recomputed.",
+        description="The same over all stages and recompute, by chains of passes and memory; "
+        "wider where layers would have to be cut in two. 0 where it was not asked for.",
     )
     seconds: float
 

@@ -89,9 +89,11 @@ def answer_line(plan: Plan) -> str:
 def search_line(plan: Plan) -> str:
     """Return what the search covered and proved."""
     search = plan.search
+    any_stages = f", {percent(search.gap_any_stages)} with any" if search.gap_any_stages else ""
     return (
         f"{search.layouts:,} layouts, {search.fitting:,} fit, {search.simulated:,} simulated, "
-        f"proved within {percent(search.gap)} of the best, {seconds(search.seconds)}"
+        f"proved within {percent(search.gap)} of the best with equal stages{any_stages}, "
+        f"{seconds(search.seconds)}"
     )
 
 

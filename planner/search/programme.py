@@ -7,7 +7,6 @@ rank has no time or room for one more. HiGHS solves.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,13 +16,14 @@ from planner.cost.imbalance import slow_node_stall_s
 from planner.cost.layer import Prices
 from planner.layout.layout import Layout
 from planner.layout.stages import Split, StageLayers
-from planner.schedule.kinds import kind_of, schedule_name, stage_of
+from planner.schedule.kinds import schedule_name, stage_of
 from planner.search.climb import end_seconds, layer_seconds
 from planner.search.ilp import stdout_silenced
 from planner.search.partition import FloatArray, IntArray
 from planner.search.stages import partition_problem
 from planner.simulate.chains import Chain, longest_chain, plain_chains
 from planner.simulate.hops import hops_s
+from planner.simulate.step import run_kind
 from planner.simulate.tails import rank_tail
 
 SIMULATED_GROUPS = 3  # micro-batches, in units of the ranks, that show the steady state
@@ -52,9 +52,7 @@ class StageProgramme:
     def __init__(self, prices: Prices, layout: Layout, limit_bytes: float) -> None:
         """Price layers, ends, transfers, tails and memory of ``layout``."""
         model, job, name = prices.model, prices.job, schedule_name(layout)
-        self.layout, self.kind = layout, kind_of(name)
-        if job.software.waits_for_all:
-            self.kind = replace(self.kind, own_pace=False)
+        self.layout, self.kind = layout, run_kind(layout, job.software)
         self.of_rank = stage_of(name, layout.pp, layout.vpp)
         self.stages = self.of_rank.size
         self.micro_batches = layout.micro_batches(job.global_batch)
@@ -72,13 +70,12 @@ class StageProgramme:
         self.ends_s = end_seconds(prices, layout, self.stages)
         self.prices = prices
         self.stall_s = slow_node_stall_s(job.software, layout, prices.cluster, self.micro_batches)
-        blocking = not (job.software.overlap_pipeline or self.kind.splits)
         self.arguments: dict[str, Any] = {
             "kind": name,
             "stages": layout.pp,
             "chunks": layout.vpp,
             "micro_batches": self.micro_batches,
-            "send_s": hops_s(prices, layout, self.of_rank, blocking),
+            "send_s": hops_s(prices, layout, self.of_rank, self.kind.splits),
             "overlap_p2p": job.software.overlap_pipeline,
         }
 

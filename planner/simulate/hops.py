@@ -29,12 +29,12 @@ def hop_s(prices: Prices, layout: Layout, stride: int, links: Links = HEALTHY) -
     return send_recv_s(whole / layout.tp, stride, cluster, links) + gather
 
 
-def hops_s(prices: Prices, layout: Layout, stage: IntArray, blocking: bool) -> FloatArray:
+def hops_s(prices: Prices, layout: Layout, stage: IntArray, splits: bool) -> FloatArray:
     """Seconds of the hop behind each (virtual) stage but the last, ``[stages - 1]``.
 
-    ``stage`` ``[chunks, pp]`` says which rank holds it. ``blocking``: ranks meet for every hop, and
-    where the software then waits for its device, that wait is part of the hop. The zero-bubble
-    runtime, which splits the backward pass, has no such wait.
+    ``stage`` ``[chunks, pp]`` says which rank holds it. Without overlap ranks meet for
+    every hop, and where the software then waits for its device, that wait is part of the hop. The
+    zero-bubble runtime, which ``splits`` the backward pass, has no such wait.
 
     A stage of fewer GPUs than a scale-up domain has neighbours inside it and beyond.
     """
@@ -49,8 +49,9 @@ def hops_s(prices: Prices, layout: Layout, stage: IntArray, blocking: bool) -> F
     else:
         near, far = (hop_s(prices, layout, stride) for stride in (1, domain))
         seconds = np.where(crosses, far, near)
-    if blocking:
-        seconds = seconds + prices.job.software.exchange_wait_s
+    software = prices.job.software
+    if not (software.overlap_pipeline or splits):
+        seconds = seconds + software.exchange_wait_s
     # where a V turns round, the next stage is on the same rank
     return np.where(ranks[1:] == ranks[:-1], 0.0, seconds)
 

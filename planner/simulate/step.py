@@ -194,6 +194,12 @@ def stage_cost(
     return StageCost(forward, backward, recompute, weight)
 
 
+def run_kind(layout: Layout, software: SoftwareSpec) -> Kind:
+    """Return what the schedule of a layout is as the software runs it."""
+    kind = kind_of(schedule_name(layout))
+    return replace(kind, own_pace=False) if software.waits_for_all else kind
+
+
 def step_costs(
     prices: Prices, layout: Layout, split: Split | None = None, custom: Order | None = None
 ) -> StepCosts:
@@ -203,11 +209,9 @@ def step_costs(
     """
     job, model = prices.job, prices.model
     micro_batches, name = layout.micro_batches(job.global_batch), schedule_name(layout)
-    kind, table = kind_of(name), stage_of(name, layout.pp, chunks_of(layout))
+    kind, table = run_kind(layout, job.software), stage_of(name, layout.pp, chunks_of(layout))
     if custom is not None:
         kind, table = Kind(custom.chunks, splits=custom.splits_backward), custom.stage
-    if job.software.waits_for_all:
-        kind = replace(kind, own_pace=False)
     pipelines = kind.pipelines
     stages = stage_layers(model, layout.pp * layout.vpp, split) * pipelines
     if table.size != len(stages):
@@ -232,8 +236,7 @@ def step_costs(
         )
         for own, mine in zip(on, held, strict=True)
     )
-    blocking = not (job.software.overlap_pipeline or kind.splits)
-    sends_s, delay = hops_s(prices, layout, table, blocking), None
+    sends_s, delay = hops_s(prices, layout, table, kind.splits), None
     if name == "zb_2p" and custom is None:
         forward, backward, weight = np.array([cost.seconds for cost in costs]).T
         delay = weight_delay(prices, layout, forward, backward, weight, sends_s)

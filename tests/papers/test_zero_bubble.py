@@ -83,7 +83,7 @@ def bubble_rates() -> list[tuple[str, str, float, float]]:
         step = step_costs(prices, case.layout, case.split)
         given = pipeline_arguments(prices, case.layout, step) | {"overlap_p2p": True}
         table = stage_of(step.schedule, case.layout.pp, case.layout.vpp)
-        given["send_s"] = hops_s(prices, case.layout, table, blocking=False)
+        given["send_s"] = hops_s(prices, case.layout, table, splits=True)  # no wait for the device
         for name in ("forward_s", "backward_s", "weight_s"):
             if given[name] is not None:
                 given[name] = np.full_like(given[name], given[name][1])

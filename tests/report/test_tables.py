@@ -59,7 +59,8 @@ Stages
   0      0-1         2           0         0.9  embedding
   1      2-3         2           0         0.9  head
 
-1 layouts, 1 fit, 1 simulated, proved within 0.0 % of the best, 0 ns
+1 layouts, 1 fit, 1 simulated, proved within 0.0 % of the best with equal
+stages, 0 ns
 
 Next
   planner export p.json --target torch --output tiny-llama-8gpu
@@ -190,12 +191,20 @@ def test_long_reasons_wrap_under_themselves() -> None:
 
 def test_search_line() -> None:
     search = build_plan().search.model_copy(
-        update={"layouts": 10619, "fitting": 236, "simulated": 230, "gap": 0.012, "seconds": 1.5}
+        update={
+            "layouts": 10619,
+            "fitting": 236,
+            "simulated": 230,
+            "gap": 0.012,
+            "gap_any_stages": 0.025,
+            "seconds": 1.5,
+        }
     )
     plan = build_plan().model_copy(update={"search": search})
 
     assert tables.search_line(plan) == (
-        "10,619 layouts, 236 fit, 230 simulated, proved within 1.2 % of the best, 1.5 s"
+        "10,619 layouts, 236 fit, 230 simulated, proved within 1.2 % of the best with equal "
+        "stages, 2.5 % with any, 1.5 s"
     )
 
 

@@ -1,6 +1,7 @@
 """The bound over any stages is never above a split that fits, and tells where none is better."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,11 +15,23 @@ from planner.memory.estimate import peak_memory
 from planner.schedule.kinds import KINDS, V_SHAPED
 from planner.search.climb import Simulator
 from planner.search.programme import StageProgramme, solved
-from planner.search.proof import LayoutBound, provable
+from planner.search.proof import LayoutBound, any_stages_bounds_s, provable
+from planner.search.recommend import search
+from planner.search.stages import improved
+from planner.search.targets import TARGETS
 from planner.simulate.step import estimate_step
 from planner.spec.job import SoftwareSpec
 from planner.spec.software import MEGATRON_2022, MEGATRON_CORE, NANOTRON, TORCH_LAUNCHER
-from tests.properties.strategies import cluster, job, legal_layouts, prices, quick, small, splits
+from tests.properties.strategies import (
+    cluster,
+    job,
+    legal_layouts,
+    model,
+    prices,
+    quick,
+    small,
+    splits,
+)
 
 SPACES = [
     ("small", "dgx-h100", 2, 32),
@@ -181,3 +194,30 @@ def test_a_solver_that_gives_up_proves_nothing() -> None:
     solver.setOptionValue("simplex_iteration_limit", 0)
 
     assert solved(solver)[0] == 0.0
+
+
+SEARCHED = [
+    ("small", "dgx-h100", 2, 32, "megatron"),
+    ("small", "dgx-h100", 1, 8, "torch"),
+    ("small-moe", "dgx-h100", 1, 16, "megatron"),
+]
+
+
+@pytest.mark.parametrize(("name", "machines", "nodes", "batch", "target"), SEARCHED)
+def test_bounds_of_a_search_are_below_every_better_split_found(
+    name: str, machines: str, nodes: int, batch: int, target: str
+) -> None:
+    """Bounds only rise, and no climb of any layout ends below its bound."""
+    runner = TARGETS[target]
+    asked = job(batch, software=runner.software)
+    table = Prices(model(name), cluster(machines, nodes), asked)
+    found = search(table.model, table.cluster, asked, runner)
+    until_s = 1.2 * found.best[0].step_time_s
+
+    bounds = any_stages_bounds_s(table, found, until_s, runner.uniform_recompute, math.inf)
+
+    assert all(bounds[one] >= found.bounds_s[one] for one in bounds)
+    assert any(bounds[one] > found.bounds_s[one] * 1.02 for one in bounds)
+    for one in [one for one in bounds if one in found.steps][:12]:
+        better = improved(table, found.steps[one], found.limit_bytes, runner, 1.0)
+        assert min(bounds[one], until_s) <= better.step.step_time_s * (1 + 1e-6)
